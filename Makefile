@@ -1,0 +1,74 @@
+# Everything runs in .venv, which these targets make themselves: all they need is make and Python 3.11, 3.12 or 3.13.
+# To choose the interpreter: make test PYTHON=/path/to/python3.12
+
+PYTHON ?= python3 python3.13 python3.12 python3.11
+BIN := .venv/bin
+TORCH ?= torch==2.13.0
+# The tests that also run with JAX and PyTorch as Keras's backend.
+BACKEND_TESTS ?= $(wildcard tests/ops tests/models tests/test_backends.py)
+PYTEST_ARGS ?=
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+# pip's own news is of no interest here.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DELETE_ON_ERROR:
+.PHONY: help install install-backends test test-backends lint format demo clean
+
+help:
+	@echo "make demo           draw pictures, train, detect, evaluate: a few minutes"
+	@echo "make test           the tests, with TensorFlow"
+	@echo "make test-backends  the tests of ops and models with JAX and with PyTorch"
+	@echo "make lint           ruff check and ruff format --check"
+	@echo "make format         let ruff mend what it can"
+	@echo "make clean          remove .venv, demo and caches"
+
+install: .venv/installed
+install-backends: .venv/installed-backends
+
+# The first interpreter of PYTHON that has a right version and can make environments.
+.venv/installed: pyproject.toml
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $(PYTHON); do \
+	    if $$python -c "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" 2>/dev/null; \
+	    then echo "making .venv with $$($$python --version)"; exec $$python -m venv --clear .venv; fi; \
+	  done; \
+	  echo "No Python 3.11 to 3.13 with the venv and ensurepip modules among: $(PYTHON)." >&2; \
+	  echo "Install one (Debian and Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi
+	$(BIN)/python -m pip install -qq --editable ".[test]"
+	@touch $@
+
+.venv/installed-backends: .venv/installed
+	$(BIN)/python -m pip install -qq --editable ".[jax]" "$(TORCH)"
+	@touch $@
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-backends: .venv/installed-backends
+	@test -n "$(strip $(BACKEND_TESTS))" || { echo "no tests to run with other backends" >&2; exit 1; }
+	@set -e; for backend in jax torch; do \
+	  echo "== Keras on $$backend: $(BACKEND_TESTS)"; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m "not tensorflow" $(BACKEND_TESTS) $(PYTEST_ARGS); \
+	done
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: .venv/installed
+	$(BIN)/python examples/draw_shapes.py demo/shapes
+	$(BIN)/python train_frcnn.py -p demo/shapes/train.txt --validation demo/shapes/test.txt \
+	  --config config/demo.yaml --output demo/run
+	$(BIN)/python test_frcnn.py -p demo/shapes/test --run demo/run --output demo/detections
+	$(BIN)/frcnn evaluate --run demo/run -p demo/shapes/test.txt
+	@echo "The pictures with their detections are in demo/detections, the trained detector in demo/run."
+
+clean:
+	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

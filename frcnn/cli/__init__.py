@@ -1,0 +1,85 @@
+"""The command line: the only place that parses arguments, prints and exits."""
+
+import argparse
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "train": "train a detector on annotated pictures",
+    "detect": "detect objects in a folder of pictures",
+    "evaluate": "score a trained detector on annotated pictures",
+    "inspect": "show the effective config",
+}
+
+
+def main(argv=None):
+    """Run one command.
+
+    Args:
+        argv: arguments, as in `sys.argv[1:]`.
+
+    Returns:
+        int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
+        explained in a sentence; 130 interrupted.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up notes are not ours
+    parser = argparse.ArgumentParser(
+        "frcnn", description="Faster R-CNN for Keras 3.", epilog="example: frcnn train -p annotations.txt"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"frcnn.cli.{name}")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=f"example: {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("FRCNN_TRACEBACK"):
+            raise
+        print(f"frcnn {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"frcnn {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def add_annotation_arguments(parser):
+    """The arguments that name annotated pictures, for the commands that read them."""
+    parser.add_argument("-p", "--path", required=True, metavar="FILE", help="annotations: filepath,x1,y1,x2,y2,class_name a line")
+    parser.add_argument("-o", "--parser", default="simple", choices=["simple"], help="their format (default: simple)")
+
+
+def add_override_argument(parser):
+    """`key=value` overrides of config fields."""
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="config fields to change, e.g. train.epochs=5")
+
+
+def add_run_arguments(parser):
+    """The arguments that name a trained detector."""
+    parser.add_argument("--run", metavar="FOLDER", help="run folder that training wrote (default: the newest in runs/)")
+    parser.add_argument("--weights", default="best", choices=["best", "last"], help="which of its weights (default: best)")
+
+
+def find_run(folder):
+    """The run folder asked for, or the newest in runs/.
+
+    Raises:
+        ValueError: none was named and none is there.
+    """
+    from pathlib import Path
+
+    if folder:
+        return Path(folder)
+    runs = sorted(Path("runs").glob("*/config.pickle"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise ValueError("no --run was named and runs/ holds none: train a detector first, or name its folder")
+    return runs[-1].parent

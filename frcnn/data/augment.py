@@ -1,0 +1,50 @@
+"""Augmentation as pure functions: what to do is an argument, chance lies with the caller.
+
+`image` is (H, W, 3) uint8 RGB, `boxes` (G, 4) float32 xyxy pixels; both are returned new, with the same types.
+"""
+
+import cv2
+import numpy as np
+
+from frcnn.data.images import resize_image
+
+
+def flip_horizontal(image, boxes):
+    """Mirror left-right."""
+    x1, y1, x2, y2 = boxes.T
+    width = image.shape[1]
+    return cv2.flip(image, 1), np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+
+def flip_vertical(image, boxes):
+    """Mirror top-bottom."""
+    x1, y1, x2, y2 = boxes.T
+    height = image.shape[0]
+    return cv2.flip(image, 0), np.stack([x1, height - y2, x2, height - y1], axis=1)
+
+
+def rotate_90(image, boxes, turns):
+    """Turn counter-clockwise by `turns` quarters (any integer), like `np.rot90`."""
+    for _ in range(turns % 4):
+        x1, y1, x2, y2 = boxes.T
+        width = image.shape[1]
+        image, boxes = cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE), np.stack([y1, width - x2, y2, width - x1], 1)
+    return image, boxes
+
+
+def scale(image, boxes, size):
+    """Resize to size (height, width); boxes follow by the exact ratio of each axis, border to border."""
+    old_height, old_width = image.shape[:2]
+    height, width = size
+    # Multiplied before divided, in float64: a box that touches the border still touches it afterwards.
+    scaled = boxes.astype(np.float64) * (width, height, width, height) / (old_width, old_height, old_width, old_height)
+    return resize_image(image, size), scaled.astype(np.float32)
+
+
+def jitter_colour(image, brightness=1.0, contrast=1.0, saturation=1.0):
+    """Multiply brightness, contrast about the mean grey, and saturation about each pixel's grey; 1 changes nothing."""
+    mean_grey = brightness * cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+    levels = (np.arange(256) * brightness - mean_grey) * contrast + mean_grey
+    image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, saturation, grey, 1.0 - saturation, 0.0)

@@ -1,0 +1,224 @@
+"""From records to padded batches.
+
+A batch is a pure function of (records, config, seed, epoch, step): a resumed run needs two numbers and no generator
+state, and the files of any batch can be named afterwards. The generator only iterates and works ahead.
+"""
+
+from itertools import count
+
+import numpy as np
+
+from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale
+from frcnn.data.images import read_image, resized_size
+from frcnn.data.threads import map_in_threads
+
+_SIZE_STEP = 32  # padded sides are multiples: few distinct shapes, so that little is compiled anew
+_MIN_SLOTS = 8
+_SCALE_STEPS = 5
+_BATCHES_AHEAD = 2  # finished batches that wait, besides one in work on each thread
+# The fourth word keeps these streams apart from the (seed, epoch, step) of a batch: numpy pads short seeds with zeros.
+_PLAN_STREAM = 1
+_SPLIT_STREAM = 2
+
+
+def split_records(records, fraction, seed):
+    """Hold out a random share of the pictures; the same seed gives the same split, both parts in the given order.
+
+    Args:
+        records: list of ImageRecord.
+        fraction: share to hold out, 0 <= fraction < 1; above 0, each part gets at least one picture.
+        seed: int.
+
+    Returns:
+        list of training records, list of validation records.
+
+    Raises:
+        ValueError: fraction out of range, or too few pictures to split.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"the validation fraction ({fraction}) must be at least 0 and less than 1")
+    if fraction == 0:
+        return list(records), []
+    if len(records) < 2:
+        raise ValueError(
+            f"{len(records)} picture(s) cannot be split into training and validation: "
+            "annotate more, give a validation file, or set data.val_fraction=0"
+        )
+    held_out = np.clip(round(fraction * len(records)), 1, len(records) - 1)
+    order = np.random.default_rng([seed, 0, 0, _SPLIT_STREAM]).permutation(len(records))
+    validation = set(order[:held_out].tolist())
+    train = [record for index, record in enumerate(records) if index not in validation]
+    return train, [record for index, record in enumerate(records) if index in validation]
+
+
+def plan_epoch(records, batch_size, seed, epoch, shuffle=True):
+    """Say which pictures each step of an epoch takes.
+
+    Portrait and landscape pictures never share a batch, which would pad both. Every picture appears; the last batch of
+    a group is filled up with pictures of the group that come a second time, so that no batch is smaller.
+
+    Returns:
+        (steps, batch_size) int64, indices into records.
+
+    Raises:
+        ValueError: no records.
+    """
+    if not records:
+        raise ValueError("no pictures: a batch needs at least one record")
+    generator = np.random.default_rng([seed, epoch, 0, _PLAN_STREAM])
+    portrait = np.array([height > width for height, width in (record.size for record in records)])
+    batches = []
+    for group in (np.flatnonzero(~portrait), np.flatnonzero(portrait)):
+        order = generator.permutation(group) if shuffle else group
+        steps = -(-len(group) // batch_size)
+        batches.append(np.resize(order, (steps, batch_size)))  # np.resize repeats from the start
+    plan = np.concatenate(batches)
+    return generator.permutation(plan) if shuffle else plan
+
+
+def batch_files(records, config, seed, epoch, step, *, batch_size=None, shuffle=True, plan=None):
+    """Name the picture files of a batch, in its order; arguments as in `make_batch`."""
+    return [
+        records[index].path for index in _batch_indices(records, config, seed, epoch, step, batch_size, shuffle, plan)
+    ]
+
+
+def make_batch(records, config, seed, epoch, step, *, batch_size=None, augment=True, shuffle=True, plan=None):
+    """Load, augment, resize and pad one batch; the same arguments give the same bytes.
+
+    Odd or even quarter turns and the jittered scale are drawn once a batch: else portrait and landscape would mix and
+    every batch have a size of its own.
+
+    Args:
+        records: list of ImageRecord.
+        config: `frcnn.config.Config`; `data`, and `train.batch_size`.
+        seed, epoch, step: non-negative ints.
+        batch_size: pictures in the batch; None takes `config.train.batch_size`.
+        augment: without, nothing is random but the order and `sampling_seeds`.
+        shuffle: as in `plan_epoch`.
+        plan: what `plan_epoch` returns for this epoch, where it is known already; it then decides order and batch size.
+
+    Returns:
+        dict: `images` (B, H, W, 3) uint8 RGB, zero-padded at right and bottom to multiples of 32; `image_sizes` (B, 2)
+        int32, true (height, width); `gt_boxes` (B, G, 4) float32, xyxy pixels of the resized picture, zeros in empty
+        slots; `gt_labels` (B, G) int32, -1 in empty slots; `sampling_seeds` (B,) int32, not negative, the same with and
+        without augmentation. G is the smallest of 8, 16, 32, ... that holds every box.
+
+    Raises:
+        ValueError: a picture is missing, broken or of another size than its record says (names the file), or the
+            epoch has no such step.
+    """
+    indices = _batch_indices(records, config, seed, epoch, step, batch_size, shuffle, plan)
+    generator = np.random.default_rng([seed, epoch, step])
+    sampling_seeds = generator.integers(0, 2**31, len(indices)).astype(np.int32)
+    odd_turn, factor = _draw_for_batch(config.data, generator) if augment else (False, 1.0)
+    pictures = []
+    for index in indices:
+        image, boxes = _load_picture(records[index], config.data, factor)
+        if augment:
+            image, boxes = _augment(image, boxes, config.data, odd_turn, generator)
+        pictures.append((image, boxes, records[index].labels))
+    return {**_pad(pictures), "sampling_seeds": sampling_seeds}
+
+
+def training_batches(records, config, seed, *, start=(0, 0), epochs=None, augment=True, shuffle=True):
+    """Yield `(batch,)` tuples, as Keras's `fit` takes them, batch after batch and epoch after epoch.
+
+    `config.data.workers` threads decode and augment a few batches ahead; the order is that of the plan. Closing,
+    exhausting or dropping the generator ends them.
+
+    Args:
+        records, config, seed, augment, shuffle: as in `make_batch`.
+        start: (epoch, step) of the first batch, where an interrupted run goes on.
+        epochs: number of the epoch to stop before, counted from epoch 0 whatever `start` is; None never stops.
+
+    Raises:
+        ValueError: from the batch it concerns, as in `make_batch`.
+    """
+
+    def load(step_of_plan):
+        epoch, step, plan = step_of_plan
+        return (make_batch(records, config, seed, epoch, step, augment=augment, plan=plan),)
+
+    steps = _iterate_steps(records, config.train.batch_size, seed, start, epochs, shuffle)
+    return map_in_threads(load, steps, config.data.workers, _BATCHES_AHEAD)
+
+
+def _iterate_steps(records, batch_size, seed, start, epochs, shuffle):
+    first_epoch, first_step = start
+    for epoch in count(first_epoch) if epochs is None else range(first_epoch, epochs):
+        plan = plan_epoch(records, batch_size, seed, epoch, shuffle)
+        for step in range(first_step if epoch == first_epoch else 0, len(plan)):
+            yield epoch, step, plan
+
+
+def _batch_indices(records, config, seed, epoch, step, batch_size, shuffle, plan):
+    if plan is None:
+        plan = plan_epoch(records, batch_size or config.train.batch_size, seed, epoch, shuffle)
+    if not 0 <= step < len(plan):
+        raise ValueError(f"step {step} is not in epoch {epoch}, which has the steps 0 to {len(plan) - 1}")
+    return plan[step]
+
+
+def _draw_for_batch(data, generator):
+    # Both are drawn whether used or not: switching one augmentation on leaves the draws of the others as they were.
+    odd_turn = generator.random() < 0.5
+    factor = generator.choice(np.linspace(1 - data.scale_jitter, 1 + data.scale_jitter, _SCALE_STEPS))
+    return bool(odd_turn), float(factor)
+
+
+def _load_picture(record, data, factor):
+    image = read_image(record.path)
+    if image.shape[:2] != record.size:
+        raise ValueError(
+            f"{record.path}: the picture is {image.shape[0]} high and {image.shape[1]} wide, its annotation says "
+            f"{record.size[0]} and {record.size[1]}; read the annotations again if the file has changed"
+        )
+    # Both limits move, else a long picture, held by max_size, would never be enlarged.
+    size = resized_size(*record.size, round(data.im_size * factor), round(data.max_size * factor))
+    return scale(image, record.boxes, size)
+
+
+def _augment(image, boxes, data, odd_turn, generator):
+    mirror, upend, half_turn = generator.random(3) < 0.5
+    colours = generator.uniform(1 - data.colour_jitter, 1 + data.colour_jitter, 3)
+    if data.horizontal_flip and mirror:
+        image, boxes = flip_horizontal(image, boxes)
+    if data.vertical_flip and upend:
+        image, boxes = flip_vertical(image, boxes)
+    if data.rotate_90:
+        image, boxes = rotate_90(image, boxes, int(odd_turn) + 2 * int(half_turn))
+    if data.colour_jitter:
+        image = jitter_colour(image, *colours)
+    return image, boxes
+
+
+def pad_images(images):
+    """Put pictures into one array, zero-padded at right and bottom to the next multiples of 32.
+
+    Args:
+        images: list of B (H, W, 3) uint8.
+
+    Returns:
+        (B, H', W', 3) uint8.
+    """
+    height, width = -(-np.max([image.shape[:2] for image in images], axis=0) // _SIZE_STEP) * _SIZE_STEP
+    padded = np.zeros((len(images), height, width, 3), np.uint8)
+    for position, image in enumerate(images):
+        padded[position, : image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def _pad(pictures):
+    """Put (image, boxes, labels) of each picture into arrays of one size."""
+    images, boxes, labels = zip(*pictures, strict=True)
+    slots = _MIN_SLOTS
+    while slots < max(map(len, boxes)):
+        slots *= 2
+    gt_boxes = np.zeros((len(pictures), slots, 4), np.float32)
+    gt_labels = np.full((len(pictures), slots), -1, np.int32)
+    for position, count_of_boxes in enumerate(map(len, boxes)):
+        gt_boxes[position, :count_of_boxes] = boxes[position]
+        gt_labels[position, :count_of_boxes] = labels[position]
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    return {"images": pad_images(images), "image_sizes": sizes, "gt_boxes": gt_boxes, "gt_labels": gt_labels}

@@ -1,0 +1,28 @@
+"""Work a little ahead of the consumer, in threads: OpenCV releases the interpreter lock while it decodes and resizes."""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+
+def map_in_threads(function, items, workers, ahead):
+    """Yield `function(item)` of every item, in order, computed in threads a bounded number of items ahead.
+
+    Closing, exhausting or dropping the generator ends the threads; an exception is raised at its item's turn.
+
+    Args:
+        function: called with one item.
+        items: iterable, read lazily.
+        workers: threads.
+        ahead: results that may wait for the consumer.
+    """
+    items = iter(items)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="frcnn-data")
+    try:
+        pending = deque(pool.submit(function, item) for item in islice(items, workers + ahead))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,121 @@
+"""Detection: from a run folder and pictures to `Detections` in the pictures' own pixels."""
+
+from pathlib import Path
+
+import numpy as np
+
+from frcnn.config import load_run_config, with_overrides
+from frcnn.data.batches import pad_images
+from frcnn.data.images import read_image, resize_image, resized_size
+from frcnn.data.threads import map_in_threads
+from frcnn.models.detector import build_detector, detection_model
+from frcnn.records import Detections
+
+BATCH_SIZE = 4
+
+
+def load_detector(run, *, weights="best", overrides=()):
+    """Build the detection model of a run and load its weights.
+
+    Args:
+        run: folder written by `train`.
+        weights: "best" (by validation mAP) or "last".
+        overrides: "key=value" strings on the run's config, e.g. "detect.score_threshold=0.5".
+
+    Returns:
+        keras.Model with `config` and `class_names`; see `frcnn.models.detector.detection_model`.
+
+    Raises:
+        ValueError: the folder holds no run, or weights that do not fit its config.
+    """
+    run = Path(run)
+    file = run / f"{weights}.weights.h5"
+    for needed in (run / "config.pickle", file):
+        if not needed.exists():
+            raise ValueError(f"{run} is not a finished run: {needed.name} is missing; train one, or name another folder")
+    config, class_names = load_run_config(run / "config.pickle")
+    model = build_detector(with_overrides(config, overrides), class_names)
+    model.load_weights(file)
+    return detection_model(model)
+
+
+def detect(detector, images, *, batch_size=BATCH_SIZE):
+    """Detect objects in pictures.
+
+    Args:
+        detector: from `load_detector` or `detection_model`.
+        images: one picture or a list of them, each a path or an (H, W, 3) uint8 RGB array.
+        batch_size: pictures in a pass.
+
+    Returns:
+        list of `Detections`, in the order of `images`, boxes in the pixels of the original pictures.
+
+    Raises:
+        ValueError: a picture cannot be read, or an array has another shape or dtype; it is named.
+    """
+    if isinstance(images, str | Path | np.ndarray):
+        images = [images]
+    found = []
+    for result in detect_stream(detector, images, batch_size=batch_size):
+        if isinstance(result, Exception):
+            raise result
+        found.append(result)
+    return found
+
+
+def detect_stream(detector, images, *, batch_size=BATCH_SIZE):
+    """Yield, picture by picture and in order, its `Detections`, or the ValueError of a picture that cannot be read.
+
+    Pictures are read and resized in threads, a few batches ahead, so that a folder of any length needs little memory.
+
+    Args:
+        detector, batch_size: see `detect`.
+        images: iterable of paths or (H, W, 3) uint8 RGB arrays.
+    """
+    data = detector.config.data
+    batch, waiting = [], []
+    prepared = map_in_threads(lambda image: _prepare(image, data), images, data.workers, 2 * batch_size)
+    for item in prepared:
+        waiting.append(item)
+        if not isinstance(item, Exception):
+            batch.append(item)
+        if len(batch) == batch_size:
+            yield from _finish(detector, batch, waiting, batch_size)
+            batch, waiting = [], []
+    yield from _finish(detector, batch, waiting, batch_size)
+
+
+def _prepare(image, data):
+    """(path, resized image, original size), or the error that says why not."""
+    try:
+        path = "" if isinstance(image, np.ndarray) else str(image)
+        pixels = _checked_array(image) if isinstance(image, np.ndarray) else read_image(path)
+    except ValueError as error:
+        return error
+    size = pixels.shape[:2]
+    return path, resize_image(pixels, resized_size(*size, data.im_size, data.max_size)), size
+
+
+def _checked_array(image):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"a picture must be a (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
+    return image
+
+
+def _finish(detector, batch, waiting, batch_size):
+    """Run the detector on `batch` and yield its results between the errors of `waiting`, in order."""
+    results = iter(_detect_batch(detector, batch, batch_size)) if batch else iter(())
+    for item in waiting:
+        yield item if isinstance(item, Exception) else next(results)
+
+
+def _detect_batch(detector, batch, batch_size):
+    images = [resized for _, resized, _ in batch]
+    images += images[:1] * (batch_size - len(images))  # a full batch always: JAX would compile for each other size
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    outputs = detector.predict_on_batch({"images": pad_images(images), "image_sizes": sizes})
+    for index, (path, resized, size) in enumerate(batch):
+        boxes, scores, labels = (outputs[name][index] for name in ("boxes", "scores", "labels"))
+        found = labels >= 0
+        scale = np.array([size[1] / resized.shape[1], size[0] / resized.shape[0]] * 2, np.float32)
+        yield Detections(boxes[found] * scale, scores[found], labels[found], detector.class_names, path)

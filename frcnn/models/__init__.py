@@ -1,0 +1,1 @@
+"""Keras layers and models; they import `frcnn.ops` only."""

@@ -1,0 +1,198 @@
+"""Faster R-CNN (Ren et al. 2015) as one functional, multi-output Keras model, and its detection twin.
+
+    images -> backbone -> rpn -> select_proposals -> sample_rois -> roi_align -> roi_head -> four Lambda losses
+                                                  \\-> roi_align -> roi_head -> select_detections
+
+The ground truth is an input and the losses are outputs, one number a picture: any `fit` trains it, and nothing of Keras's
+training step is overridden. The backbone runs once a step.
+"""
+
+import keras
+
+from frcnn.models.heads import build_rpn_head, build_stage5_head
+from frcnn.models.layers import (
+    AnchorGrid,
+    ImageNormalization,
+    PerPicture,
+    RoIAlign,
+    SampleAnchors,
+    SampleRoIs,
+    SelectDetections,
+    SelectProposals,
+)
+from frcnn.models.resnet import conv_norm_maker, resnet_stage, resnet_stem
+from frcnn.ops import losses
+
+LOSSES = ("rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
+STRIDE = 16  # of stage 4
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0-255: torchvision
+IMAGENET_DEVIATION = (58.395, 57.12, 57.375)
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class FasterRCNN(keras.Model):
+    """The training model: a functional model whose outputs are its losses.
+
+    Inputs (a dict): images (B, H, W, 3), image_sizes (B, 2) int32, gt_boxes (B, G, 4), gt_labels (B, G) int32,
+    sampling_seeds (B,) int32. Outputs (a dict): the four `LOSSES`, (B,) float32 each. `compile` takes an optimizer and no
+    loss; `fit` takes batches `(inputs,)`, and its history holds every loss by name.
+
+    Attributes:
+        config: the `frcnn.Config` that it was built from.
+        class_names: tuple of K strings.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._loss_means = [keras.metrics.Mean(name=name) for name in LOSSES]
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The sum of the four losses, averaged over the batch; each is tracked as a metric."""
+        for mean in self._loss_means:
+            mean.update_state(y_pred[mean.name])
+        return sum(keras.ops.mean(y_pred[name]) for name in LOSSES)
+
+
+def build_detector(config, class_names):
+    """Build the training model of the C4 detector.
+
+    Args:
+        config: `frcnn.Config`.
+        class_names: K strings, distinct; their order is the order of the labels.
+
+    Returns:
+        `FasterRCNN`, not compiled, with random weights drawn from `config.train.seed`.
+
+    Raises:
+        ValueError: no class, or one named twice.
+    """
+    class_names = tuple(class_names)
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise ValueError(f"class_names {class_names} must be one or more distinct names")
+    inputs = _image_inputs() | {
+        "gt_boxes": keras.Input((None, 4), dtype="float32", name="gt_boxes"),
+        "gt_labels": keras.Input((None,), dtype="int32", name="gt_labels"),
+        "sampling_seeds": keras.Input((), dtype="int32", name="sampling_seeds"),
+    }
+    parts = _build_parts(config, len(class_names))
+    model = FasterRCNN(inputs, _training_outputs(config, parts, inputs), name="faster_rcnn")
+    model.config, model.class_names = config, class_names
+    return model
+
+
+def detection_model(model):
+    """The model that detects, with the layers and weights of a training model.
+
+    Args:
+        model: `FasterRCNN`.
+
+    Returns:
+        keras.Model, {images (B, H, W, 3), image_sizes (B, 2) int32} -> {boxes (B, D, 4) float32 xyxy pixels of the input
+        image, scores (B, D) float32, labels (B, D) int32; label -1 and score 0 in empty slots}.
+    """
+    config, inputs = model.config, _image_inputs()
+    parts = {name: model.get_layer(name) for name in ("normalize", "backbone", "rpn", "anchors", "roi_align", "roi_head")}
+    features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
+    rpn = config.rpn
+    select = SelectProposals(
+        name="test_proposals", pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms, nms_iou=rpn.nms_iou
+    )
+    proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
+    logits, deltas = _apply_head(parts, features, proposals, rpn.test_post_nms)
+    settings = config.detect.model_dump() | {"delta_weights": config.roi.delta_weights}
+    detections = SelectDetections(name="detections", **settings)(proposals, scores, logits, deltas, inputs["image_sizes"])
+    outputs = dict(zip(("boxes", "scores", "labels"), detections, strict=True))
+    detector = keras.Model(inputs, outputs, name="detection")
+    detector.config, detector.class_names = config, model.class_names
+    return detector
+
+
+def _image_inputs():
+    return {
+        "images": keras.Input((None, None, 3), dtype="uint8", name="images"),
+        "image_sizes": keras.Input((2,), dtype="int32", name="image_sizes"),
+    }
+
+
+def _build_parts(config, num_classes):
+    """The shared layers: everything with weights, and the steps that training and detection have in common."""
+    model, seed = config.model, config.train.seed
+    norm = "batch" if model.norm == "auto" else model.norm
+    dtype = dtype_policy(config.train.precision)
+    backbone = build_backbone(model.depth, norm, dtype, seed)
+    channels = backbone.output_shape[-1]
+    sizes, ratios = list(model.anchor_sizes), list(model.anchor_ratios)
+    pool = model.roi_pool_size
+    return {
+        "normalize": ImageNormalization(name="normalize", mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION),
+        "backbone": backbone,
+        "rpn": build_rpn_head(channels, model.rpn_channels, len(sizes) * len(ratios), dtype, seed),
+        "anchors": AnchorGrid(name="anchors", stride=STRIDE, sizes=sizes, ratios=ratios),
+        "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=STRIDE),
+        "roi_head": build_stage5_head(channels, pool, model.depth, num_classes, norm, dtype, seed),
+    }
+
+
+def build_backbone(depth, norm, dtype="float32", seed=0):
+    """Stages 1 to 4 of a ResNet.
+
+    Args:
+        depth: 18 or 50.
+        norm: see `ConvNorm`.
+        dtype: dtype policy.
+        seed: of the initial weights.
+
+    Returns:
+        keras.Model, (B, H, W, 3) normalised images -> (B, H / 16, W / 16, 256 or 1024).
+    """
+    images = keras.Input((None, None, 3), name="normalised_images")
+    conv_norm = conv_norm_maker(norm, dtype, seed)
+    x = resnet_stem(images, conv_norm)
+    for stage in (2, 3, 4):
+        x = resnet_stage(x, stage, depth, conv_norm)
+    return keras.Model(images, x, name="backbone")
+
+
+def dtype_policy(precision):
+    """The Keras dtype policy of a `TrainConfig.precision`."""
+    from frcnn import backend
+
+    native = precision == "bfloat16" or (precision == "auto" and backend.bfloat16_is_native())
+    return "mixed_bfloat16" if native else "float32"
+
+
+def _shared_trunk(parts, inputs):
+    features = parts["backbone"](parts["normalize"](inputs["images"], inputs["image_sizes"]))
+    return features, parts["rpn"](features), parts["anchors"](features)
+
+
+def _apply_head(parts, features, rois, count):
+    logits, deltas = parts["roi_head"](parts["roi_align"](features, rois))
+    return PerPicture(count=count)(logits), PerPicture(count=count)(deltas)
+
+
+def _training_outputs(config, parts, inputs):
+    rpn, roi, seeds = config.rpn, config.roi, inputs["sampling_seeds"]
+    truth = inputs["gt_boxes"], inputs["gt_labels"]
+    features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
+    sampling = rpn.model_dump(include={"positive_iou", "negative_iou", "samples", "positive_fraction"})
+    anchor_sample = SampleAnchors(name="sample_anchors", **sampling)(*rpn_outputs, anchors, *truth, seeds)
+    select = SelectProposals(
+        name="train_proposals", pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms, nms_iou=rpn.nms_iou
+    )
+    proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
+    num_classes = parts["roi_head"].output_shape[1][1]
+    sample = SampleRoIs(name="sample_rois", num_classes=num_classes, **roi.model_dump())
+    rois, roi_labels, roi_targets = sample(proposals, scores, *truth, seeds)
+    class_logits, box_deltas = _apply_head(parts, features, rois, roi.samples)
+    logits, deltas, labels, targets = anchor_sample
+    return {
+        "rpn_class_loss": _loss_layer("rpn_class_loss")((logits, labels)),
+        "rpn_box_loss": _loss_layer("rpn_box_loss")((deltas, targets, labels)),
+        "roi_class_loss": _loss_layer("roi_class_loss")((class_logits, roi_labels)),
+        "roi_box_loss": _loss_layer("roi_box_loss")((box_deltas, roi_targets, roi_labels)),
+    }
+
+
+def _loss_layer(name):
+    return keras.layers.Lambda(getattr(losses, name), output_shape=(), name=name, dtype="float32")

@@ -1,0 +1,142 @@
+"""The parameter-free steps between the heads, each a pure function of `frcnn.ops` as a float32 layer.
+
+Under a mixed policy a layer receives its inputs cast to bfloat16, in which a coordinate near 600 has steps of 4 pixels: hence
+float32 here, and explicit output shapes and dtypes (Keras would else declare an int label a float).
+"""
+
+import keras
+from keras import KerasTensor, ops
+
+from frcnn import backend
+from frcnn.ops.anchors import grid_anchors
+from frcnn.ops.detections import select_detections
+from frcnn.ops.proposals import select_proposals
+from frcnn.ops.roi_align import roi_align
+from frcnn.ops.targets import rpn_targets, sample_rois
+
+
+class OpLayer(keras.layers.Layer):
+    """Base of the steps: keyword `settings` are passed to the function and are the layer's config."""
+
+    def __init__(self, name=None, **settings):
+        super().__init__(name=name, dtype="float32", trainable=False)
+        self.settings = settings
+        # TensorFlow's NMS and crop_and_resize have no XLA kernel; stock `compile()` then leaves XLA off on a GPU.
+        self.supports_jit = not backend.is_tensorflow()
+
+    def get_config(self):
+        return {"name": self.name, **self.settings}
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class ImageNormalization(OpLayer):
+    """images (B, H, W, 3), image_sizes (B, 2) -> (images - mean) / deviation, padding 0; settings: mean, deviation."""
+
+    def call(self, images, image_sizes):
+        mean, deviation = (ops.convert_to_tensor(self.settings[name], "float32") for name in ("mean", "deviation"))
+        images = (ops.cast(images, "float32") - mean) / deviation
+        rows, columns = (ops.arange(side)[None, :] for side in ops.shape(images)[1:3])
+        inside = (rows < image_sizes[:, :1])[:, :, None] & (columns < image_sizes[:, 1:])[:, None, :]
+        return images * ops.cast(inside, "float32")[..., None]
+
+    def compute_output_spec(self, images, image_sizes):
+        return KerasTensor(images.shape, "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class AnchorGrid(OpLayer):
+    """features (B, h, w, C) -> anchors (A, 4); settings: stride, sizes, ratios (`ops.anchors.grid_anchors`)."""
+
+    def call(self, features):
+        height, width = ops.shape(features)[1:3]
+        return grid_anchors(height, width, **self.settings)
+
+    def compute_output_spec(self, features):
+        return KerasTensor((None, 4), "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class SelectProposals(OpLayer):
+    """`ops.proposals.select_proposals`; no gradient leaves it (Ren et al. 2015, section 3.2, approximate joint training)."""
+
+    def call(self, rpn_logits, rpn_deltas, anchors, image_sizes):
+        logits, deltas = ops.stop_gradient(rpn_logits), ops.stop_gradient(rpn_deltas)
+        return select_proposals(logits, deltas, anchors, image_sizes, **self.settings)
+
+    def compute_output_spec(self, rpn_logits, rpn_deltas, anchors, image_sizes):
+        batch, count = rpn_logits.shape[0], self.settings["post_nms"]
+        return KerasTensor((batch, count, 4), "float32"), KerasTensor((batch, count), "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class SampleAnchors(OpLayer):
+    """`ops.targets.rpn_targets`, with the sampled logits and deltas gathered.
+
+    Returns:
+        logits (B, S), deltas (B, S, 4), labels (B, S) int32, delta_targets (B, S, 4).
+    """
+
+    def call(self, rpn_logits, rpn_deltas, anchors, gt_boxes, gt_labels, seeds):
+        indices, labels, targets = rpn_targets(anchors, gt_boxes, gt_labels, seeds, **self.settings)
+        logits = ops.take_along_axis(rpn_logits, indices, axis=1)
+        deltas = ops.take_along_axis(rpn_deltas, indices[..., None], axis=1)
+        return logits, deltas, labels, ops.stop_gradient(targets)
+
+    def compute_output_spec(self, rpn_logits, *_):
+        shape = (rpn_logits.shape[0], self.settings["samples"])
+        return tuple(
+            KerasTensor((*shape, *rest), dtype)
+            for rest, dtype in (((), "float32"), ((4,), "float32"), ((), "int32"), ((4,), "float32"))
+        )
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class SampleRoIs(OpLayer):
+    """`ops.targets.sample_rois`: proposals and ground truth -> rois (B, S, 4), roi_labels (B, S), roi_delta_targets."""
+
+    def call(self, proposals, proposal_scores, gt_boxes, gt_labels, seeds):
+        sampled = sample_rois(proposals, proposal_scores, gt_boxes, gt_labels, seeds, **self.settings)
+        return tuple(ops.stop_gradient(tensor) for tensor in sampled)
+
+    def compute_output_spec(self, proposals, *_):
+        shape = (proposals.shape[0], self.settings["samples"])
+        boxes = KerasTensor((*shape, 4), "float32")
+        return boxes, KerasTensor(shape, "int32"), KerasTensor((*shape, 4), "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class RoIAlign(OpLayer):
+    """`ops.roi_align.roi_align` with the RoIs of all pictures in one row: -> (B * S, size, size, C)."""
+
+    def call(self, features, rois):
+        pooled = roi_align(features, rois, **self.settings)
+        return ops.reshape(pooled, (-1, *pooled.shape[2:]))
+
+    def compute_output_spec(self, features, rois):
+        size = self.settings["output_size"]
+        return KerasTensor((None, size, size, features.shape[-1]), "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class PerPicture(OpLayer):
+    """(B * R, ...) -> (B, R, ...); setting: count, the R rows of each picture."""
+
+    def call(self, x):
+        return ops.reshape(x, (-1, self.settings["count"], *x.shape[1:]))
+
+    def compute_output_spec(self, x):
+        return KerasTensor((None, self.settings["count"], *x.shape[1:]), x.dtype)
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class SelectDetections(OpLayer):
+    """`ops.detections.select_detections`: -> boxes (B, D, 4), scores (B, D), labels (B, D) int32."""
+
+    def call(self, proposals, proposal_scores, class_logits, box_deltas, image_sizes):
+        return select_detections(
+            proposals, proposal_scores, class_logits, box_deltas, image_sizes, **self.settings
+        )
+
+    def compute_output_spec(self, proposals, *_):
+        shape = (proposals.shape[0], self.settings["max_detections"])
+        return KerasTensor((*shape, 4), "float32"), KerasTensor(shape, "float32"), KerasTensor(shape, "int32")

@@ -1,0 +1,311 @@
+import gc
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frcnn.config import Config
+from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
+from frcnn.records import ImageRecord
+
+EVERYTHING = {"vertical_flip": True, "rotate_90": True, "scale_jitter": 0.3, "colour_jitter": 0.4}
+
+
+def config(batch_size=2, **data):
+    return Config(data={"im_size": 64, "max_size": 100, **data}, train={"batch_size": batch_size})
+
+
+def blank_records(sizes):
+    return [ImageRecord(f"{index}.png", size, np.zeros((0, 4)), []) for index, size in enumerate(sizes)]
+
+
+@pytest.fixture
+def records(draw_picture):
+    """Seven pictures, portrait and landscape, with 0 to 6 boxes."""
+    result = []
+    for index, (height, width) in enumerate([(40, 60), (60, 40), (50, 50), (30, 90), (80, 40), (40, 60), (45, 60)]):
+        path = draw_picture(f"{index}.png", height, width, seed=index)
+        boxes = [[slot, slot, slot + 20, slot + 10] for slot in range(index)]
+        result.append(ImageRecord(str(path), (height, width), boxes, [slot % 3 for slot in range(index)]))
+    return result
+
+
+def assert_same_batch(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+def loader_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("frcnn-data")]
+
+
+# --- split_records
+
+
+def test_split_is_a_partition_that_follows_the_seed():
+    records = blank_records([(10, 10)] * 50)
+    train, validation = split_records(records, 0.1, seed=3)
+    paths = [record.path for record in train], [record.path for record in validation]
+    assert len(paths[1]) == 5
+    assert sorted(paths[0] + paths[1]) == sorted(record.path for record in records)
+    assert paths[0] == sorted(paths[0], key=lambda path: int(path[:-4]))
+    assert [record.path for record in split_records(records, 0.1, seed=3)[1]] == paths[1]
+    assert [record.path for record in split_records(records, 0.1, seed=4)[1]] != paths[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "held_out"), [(2, 0.001, 1), (2, 0.99, 1), (17, 0.1, 2), (5, 0.0, 0), (1, 0.0, 0)]
+)
+def test_split_leaves_a_picture_on_each_side(count, fraction, held_out):
+    train, validation = split_records(blank_records([(10, 10)] * count), fraction, seed=0)
+    assert (len(train), len(validation)) == (count - held_out, held_out)
+
+
+@pytest.mark.parametrize(("count", "fraction", "message"), [(1, 0.1, "val_fraction=0"), (9, 1.0, "less than 1")])
+def test_split_says_what_is_wrong(count, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        split_records(blank_records([(10, 10)] * count), fraction, seed=0)
+
+
+# --- plan_epoch
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([(10, 20), (20, 10), (10, 10)]), min_size=1, max_size=30),
+    batch_size=st.integers(1, 7),
+    shuffle=st.booleans(),
+)
+def test_plan_holds_every_picture_in_full_batches_of_one_orientation(sizes, batch_size, shuffle):
+    plan = plan_epoch(blank_records(sizes), batch_size, seed=1, epoch=2, shuffle=shuffle)
+    assert plan.shape[1] == batch_size
+    assert set(plan.ravel()) == set(range(len(sizes)))
+    portraits = sum(height > width for height, width in sizes)
+    assert len(plan) == -(-portraits // batch_size) + -(-(len(sizes) - portraits) // batch_size)
+    for batch in plan:
+        assert len({sizes[index][0] > sizes[index][1] for index in batch}) == 1
+
+
+def test_plan_follows_seed_and_epoch():
+    records = blank_records([(10, 20)] * 40)
+    plan = plan_epoch(records, 4, seed=0, epoch=0)
+    np.testing.assert_array_equal(plan, plan_epoch(records, 4, seed=0, epoch=0))
+    assert (plan != plan_epoch(records, 4, seed=0, epoch=1)).any()
+    assert (plan != plan_epoch(records, 4, seed=1, epoch=0)).any()
+
+
+def test_plan_mixes_the_company_of_pictures():
+    records = blank_records([(10, 20)] * 40)
+    company = [{frozenset(batch) for batch in plan_epoch(records, 4, 0, epoch).tolist()} for epoch in range(2)]
+    assert company[0] != company[1]
+
+
+def test_plan_without_shuffling_by_hand():
+    # 1 and 3 are portrait; 4 is filled up with 0, the first of its group.
+    records = blank_records([(10, 20), (20, 10), (10, 10), (20, 10), (10, 20)])
+    np.testing.assert_array_equal(plan_epoch(records, 2, 0, 0, shuffle=False), [[0, 2], [4, 0], [1, 3]])
+
+
+def test_plan_shuffles_the_order_of_batches_too():
+    records = blank_records([(10, 20)] * 20 + [(20, 10)] * 20)
+    portrait = plan_epoch(records, 2, seed=0, epoch=0)[:, 0] >= 20
+    assert portrait[:10].any()
+    assert not portrait[:10].all()
+
+
+def test_plan_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no pictures"):
+        plan_epoch([], 2, 0, 0)
+
+
+# --- make_batch
+
+
+def test_batch_shapes_and_types(records):
+    batch = make_batch(records, config(**EVERYTHING), seed=0, epoch=0, step=1)
+    _, height, width, _ = batch["images"].shape
+    assert batch["images"].shape == (2, height, width, 3)
+    assert height % 32 == width % 32 == 0
+    assert (batch["image_sizes"] <= (height, width)).all()
+    assert (batch["image_sizes"] > (height - 32, 0)).any()
+    shapes = {key: (value.shape, str(value.dtype)) for key, value in batch.items() if key != "images"}
+    assert shapes == {
+        "image_sizes": ((2, 2), "int32"),
+        "gt_boxes": ((2, 8, 4), "float32"),
+        "gt_labels": ((2, 8), "int32"),
+        "sampling_seeds": ((2,), "int32"),
+    }
+    assert batch["images"].dtype == np.uint8
+
+
+def test_batch_without_augmentation_by_hand(records):
+    # Record 3 is 30 x 90: max_size 100 decides, 30 * 100 // 90 = 33 high; its boxes grow by 100/90 and 33/30.
+    batch = make_batch(records, config(), 0, 0, 0, augment=False, plan=np.array([[3, 0]]))
+    np.testing.assert_array_equal(batch["image_sizes"], [[33, 100], [64, 96]])
+    assert batch["images"].shape == (2, 64, 128, 3)
+    np.testing.assert_allclose(batch["gt_boxes"][0, 1], [100 / 90, 1.1, 21 * 100 / 90, 11 * 1.1], rtol=1e-6)
+    assert batch["gt_labels"].tolist() == [[0, 1, 2] + [-1] * 5, [-1] * 8]
+    assert not batch["gt_boxes"][0, 3:].any()
+    assert not batch["gt_boxes"][1].any()
+    assert not batch["images"][0, 33:].any()
+    assert not batch["images"][0, :, 100:].any()
+    assert batch["images"][0, 32, :100].any()
+
+
+def test_batch_is_a_pure_function_of_its_arguments(records):
+    arguments = (records, config(**EVERYTHING))
+    batch = make_batch(*arguments, seed=5, epoch=2, step=1)
+    assert_same_batch(batch, make_batch(*arguments, seed=5, epoch=2, step=1))
+    for other in ((6, 2, 1), (5, 3, 1), (5, 2, 0)):
+        assert (make_batch(*arguments, *other)["sampling_seeds"] != batch["sampling_seeds"]).any()
+
+
+def test_sampling_seeds_differ_by_position_and_not_by_augmentation(records):
+    batch = make_batch(records, config(4, **EVERYTHING), 0, 0, 0)
+    plain = make_batch(records, config(4), 0, 0, 0, augment=False)
+    assert len(set(batch["sampling_seeds"].tolist())) == 4
+    assert (batch["sampling_seeds"] >= 0).all()
+    np.testing.assert_array_equal(batch["sampling_seeds"], plain["sampling_seeds"])
+
+
+@pytest.mark.parametrize(("count", "slots"), [(0, 8), (8, 8), (9, 16), (33, 64)])
+def test_slots_are_never_too_few(draw_picture, count, slots):
+    boxes = [[slot, 0, slot + 1, 1] for slot in range(count)]
+    record = ImageRecord(str(draw_picture("many.png")), (40, 60), boxes, [0] * count)
+    batch = make_batch([record], config(1), 0, 0, 0)
+    assert batch["gt_boxes"].shape == (1, slots, 4)
+    assert (batch["gt_labels"] == 0).sum() == count
+
+
+@pytest.mark.parametrize(
+    ("switches", "poses"),
+    [
+        ({}, 1),
+        ({"horizontal_flip": True}, 2),
+        ({"vertical_flip": True}, 2),
+        ({"rotate_90": True}, 4),
+        ({"horizontal_flip": True, "vertical_flip": True, "rotate_90": True, "scale_jitter": 0.5}, 8),
+    ],
+)
+def test_every_augmentation_happens_and_keeps_boxes_on_their_objects(tmp_path, switches, poses):
+    """A white box in a corner, longer than high: where and how it lies tells the pose, its pixels where it is."""
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[8:16, 8:24] = 255
+    cv2.imwrite(str(tmp_path / "box.png"), pixels)
+    record = ImageRecord(str(tmp_path / "box.png"), (64, 96), [[8, 8, 24, 16]], [0])
+    seen, sides = set(), set()
+    for seed in range(60):
+        batch = make_batch([record], config(1, **{"horizontal_flip": False, **switches}), seed, 0, 0)
+        rows, columns = np.nonzero(batch["images"][0, ..., 0] > 127)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(batch["gt_boxes"][0, 0], found, atol=1.01)
+        height, width = batch["image_sizes"][0].tolist()
+        seen.add((height > width, found[0] * 2 > width, found[1] * 2 > height))
+        sides.add(min(height, width))
+    assert len(seen) == poses
+    assert sides == ({32, 48, 64, 80, 96} if "scale_jitter" in switches else {64})
+
+
+def test_odd_turns_and_scale_are_shared_by_a_batch(records):
+    landscape = [record for record in records if record.size == (40, 60)]
+    for seed in range(10):
+        batch = make_batch(landscape, config(4, rotate_90=True, scale_jitter=0.5), seed, 0, 0)
+        assert len({tuple(size) for size in batch["image_sizes"].tolist()}) == 1
+
+
+def test_colour_jitter_changes_colours_only(records):
+    plan = np.array([[6]])
+    plain = make_batch(records, config(horizontal_flip=False), 0, 0, 0, plan=plan)
+    coloured = make_batch(records, config(horizontal_flip=False, colour_jitter=0.5), 0, 0, 0, plan=plan)
+    assert (plain.pop("images") != coloured.pop("images")).any()
+    assert_same_batch(plain, coloured)
+
+
+def test_a_picture_that_changed_since_it_was_annotated_is_an_error(records):
+    changed = ImageRecord(records[0].path, (41, 60), [], [])
+    with pytest.raises(ValueError, match=r"0\.png: the picture is 40 high and 60 wide, its annotation says 41 and 60"):
+        make_batch([changed], config(), 0, 0, 0)
+
+
+def test_a_step_beyond_the_epoch_is_an_error(records):
+    with pytest.raises(ValueError, match="step 4 is not in epoch 0, which has the steps 0 to 3"):
+        make_batch(records, config(), 0, 0, 4)
+
+
+def test_batch_files_names_what_make_batch_loads(records):
+    sizes = {record.path: record.size for record in records}
+    for step in range(4):
+        files = batch_files(records, config(), 0, 1, step)
+        batch = make_batch(records, config(im_size=32, max_size=3000), 0, 1, step, augment=False)
+        for file, (height, width) in zip(files, batch["image_sizes"], strict=True):
+            assert width / height == pytest.approx(sizes[file][1] / sizes[file][0], rel=0.05)
+
+
+# --- training_batches
+
+
+def test_generator_yields_the_batches_of_make_batch_in_order(records):
+    settings_ = config(workers=3, **EVERYTHING)
+    batches = [batch for (batch,) in training_batches(records, settings_, seed=7, epochs=2)]
+    expected = [make_batch(records, settings_, 7, epoch, step) for epoch in range(2) for step in range(4)]
+    assert len(batches) == len(expected) == 8
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert_same_batch(batch, wanted)
+    assert not loader_threads()
+
+
+def test_a_run_goes_on_where_it_stopped(records):
+    whole = list(training_batches(records, config(), 0, epochs=2))
+    rest = list(training_batches(records, config(), 0, start=(0, 3), epochs=2))
+    assert len(rest) == 5
+    for (batch,), (wanted,) in zip(rest, whole[3:], strict=True):
+        assert_same_batch(batch, wanted)
+    next_epoch = next(training_batches(records, config(), 0, start=(0, 4)))[0]
+    assert_same_batch(next_epoch, whole[4][0])
+
+
+def test_without_shuffling_and_augmentation_the_order_is_the_plans(records):
+    plan = plan_epoch(records, 2, 0, 0, shuffle=False)
+    batches = training_batches(records, config(), 0, epochs=1, augment=False, shuffle=False)
+    for step, (batch,) in enumerate(batches):
+        assert_same_batch(batch, make_batch(records, config(), 0, 0, step, augment=False, plan=plan))
+
+
+def test_an_endless_generator_leaves_no_thread_when_closed_or_dropped(records):
+    batches = training_batches(records, config(), 0)
+    for _ in range(10):
+        next(batches)
+    assert loader_threads()
+    batches.close()
+    assert not loader_threads()
+    dropped = training_batches(records, config(), 0)
+    next(dropped)
+    del dropped
+    gc.collect()
+    assert not loader_threads()
+
+
+def test_a_broken_picture_is_raised_at_its_batch_by_name_and_leaves_no_thread(records):
+    with open(records[4].path, "wb") as file:
+        file.write(b"no picture")
+    plan = plan_epoch(records, 1, 0, 0)
+    batches = training_batches(records, config(1), 0)
+    for _ in range(plan[:, 0].tolist().index(4)):
+        next(batches)
+    with pytest.raises(ValueError, match=r"4\.png: cannot decode the picture"):
+        next(batches)
+    assert not loader_threads()
+
+
+def test_look_ahead_is_bounded(records, monkeypatch):
+    made = []
+    monkeypatch.setattr("frcnn.data.batches.make_batch", lambda *_, **__: made.append(0))
+    batches = training_batches(records, config(workers=2), 0)
+    for _ in range(5):
+        next(batches)
+    batches.close()
+    assert len(made) <= 5 + 2 + 2
