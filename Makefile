@@ -64,11 +64,12 @@ format: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/python examples/draw_shapes.py demo/shapes
+	rm -rf demo/run demo/detections
 	$(BIN)/python train_frcnn.py -p demo/shapes/train.txt --validation demo/shapes/test.txt \
 	  --config config/demo.yaml --output demo/run
 	$(BIN)/python test_frcnn.py -p demo/shapes/test --run demo/run --output demo/detections
 	$(BIN)/frcnn evaluate --run demo/run -p demo/shapes/test.txt
-	@echo "The pictures with their detections are in demo/detections, the trained detector in demo/run."
+	@echo "The pictures with their detections are in demo/detections/pictures, the trained detector in demo/run."
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,8 @@
 """Draw a small detection data set: circles, squares and triangles on textured backgrounds, with their boxes.
 
-It is what `make demo` trains on: no network, the same files for the same seed. Colour, texture, size and place say
-nothing about the class; only the outline does. Shapes overlap and leave the picture, but half of each stays visible.
+It is what `make demo` trains on: no network, the same files for the same seed. As with real things, outline and hue
+tell the class; shade, texture, size, place and background do not. Shapes overlap and leave the picture, but half of
+each stays visible.
 """
 
 import argparse
@@ -11,11 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CLASS_NAMES = ("circle", "square", "triangle")
+HUES = {"circle": (50, 60, 230), "square": (70, 200, 50), "triangle": (235, 90, 70)}  # BGR, as OpenCV writes them
+CLASS_NAMES = tuple(HUES)
 SMALLEST, LARGEST = 24, 140  # side of a shape's box before rotation, pixels
 MOST_SHAPES = 6
 LEAST_VISIBLE = 0.5  # of a shape's area, after what covers it and what lies outside the picture
-LEAST_CONTRAST = 60.0  # between a shape's mean colour and what it is drawn on, 0-255
 EMPTY_EVERY = 25  # one picture in so many holds no shape
 JPEG_QUALITY = 90
 
@@ -74,7 +75,7 @@ def draw_picture(rng, empty=False):
     """An (H, W, 3) uint8 picture and its [((x1, y1, x2, y2), class name)], boxes half-open, inside the picture."""
     longer, shorter = rng.integers(224, 289), rng.integers(168, 217)
     height, width = (longer, shorter) if rng.random() < 0.35 else (shorter, longer)
-    image = texture(rng, height, width, random_colour(rng))
+    image = texture(rng, height, width, background_colour(rng))
     placed = []  # (visible mask, area, box, class name), the lowest first
     wanted = 0 if empty else rng.integers(1, MOST_SHAPES + 1)
     for _ in range(wanted):
@@ -97,7 +98,7 @@ def place_shape(rng, image, placed):
         visible.sum() < LEAST_VISIBLE * full for visible, (_, full, _, _) in zip(remaining, placed)
     ):
         return
-    fill = texture(rng, height, width, contrasting_colour(rng, image[mask].mean(axis=0)))
+    fill = texture(rng, height, width, contrasting_colour(rng, name, image[mask].mean(axis=0)))
     image += alpha[..., None] * (fill - image)
     placed[:] = [(visible, *rest) for visible, (_, *rest) in zip(remaining, placed)]
     placed.append((mask, area, tight_box(mask), name))
@@ -131,17 +132,15 @@ def tight_box(mask):
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def random_colour(rng):
-    """(3,) float64, 0-255."""
-    return rng.uniform(20, 235, 3)
+def background_colour(rng):
+    """(3,) float64, 0-255: a grey with a tint."""
+    return rng.uniform(40, 215) + rng.uniform(-25, 25, 3)
 
 
-def contrasting_colour(rng, other):
-    """A random colour that can be told from `other`."""
-    while True:
-        colour = random_colour(rng)
-        if np.abs(colour - other).mean() >= LEAST_CONTRAST:
-            return colour
+def contrasting_colour(rng, name, other):
+    """(3,) float64, 0-255: of a few shades of the class's hue, the one that differs most from `other`."""
+    shades = np.array(HUES[name]) * rng.uniform(0.5, 1.0, (4, 1)) + rng.uniform(-25, 25, (4, 3))
+    return shades[np.abs(shades - other).mean(axis=1).argmax()]
 
 
 def texture(rng, height, width, colour):

@@ -1,7 +1,7 @@
 """Faster R-CNN for Keras 3.
 
-The public names below are stable; everything else is internal. They are imported on first use, so that `import frcnn` and
-`frcnn --help` do not wait for Keras.
+The public names below are stable; everything else is internal. They are imported on first use, so that `import frcnn`
+and `frcnn --help` do not wait for Keras.
 """
 
 import importlib

@@ -11,11 +11,11 @@ def is_tensorflow():
 
 
 def tensorflow_nms(boxes, scores, iou_threshold, max_outputs):
-    """`ops.nms.non_max_suppression` by TensorFlow's kernel (1.6 ms for 6000 boxes; the portable one takes 50 times that)."""
+    """`ops.nms.non_max_suppression` by TensorFlow's own kernel."""
     import tensorflow as tf
 
     def one_picture(picture):
-        # The kernel itself: `tf.image.non_max_suppression_padded` is another, tiled algorithm that drops at IoU >= threshold.
+        # not `tf.image.non_max_suppression_padded`: a tiled algorithm that drops at IoU >= threshold
         keep, filled = tf.raw_ops.NonMaxSuppressionV4(
             boxes=picture[0],
             scores=picture[1],
@@ -32,9 +32,9 @@ def tensorflow_nms(boxes, scores, iou_threshold, max_outputs):
 def tensorflow_roi_align(features, y_points, x_points, sampling_ratio, interpolate_points):
     """`ops.roi_align.interpolate_points` with `tf.image.crop_and_resize` in the forward pass.
 
-    The map is padded by a cell of its own border, which makes points in [-1, h] clamp as RoIAlign wants, and points beyond
-    it 0. The kernel's own CPU gradient adds from several threads without a lock, so the gradient is that of the portable
-    form.
+    The map is padded by a cell of its own border, which makes points in [-1, h] clamp as RoIAlign wants, and points
+    beyond it 0. The kernel's own CPU gradient adds from several threads without a lock, so the gradient is that of the
+    portable form.
     """
     import tensorflow as tf
 
@@ -87,11 +87,15 @@ def batch_normalise(x, gamma, beta, epsilon):
     mean, variance = ops.moments(wide, axes=(0, 1, 2))
     scale = gamma * ops.rsqrt(variance + epsilon)
     count = ops.cast(ops.size(x) // x.shape[-1], "float32")
-    return ops.cast(wide * scale + (beta - mean * scale), x.dtype), mean, variance * count / ops.maximum(count - 1.0, 1.0)
+    return (
+        ops.cast(wide * scale + (beta - mean * scale), x.dtype),
+        mean,
+        variance * count / ops.maximum(count - 1.0, 1.0),
+    )
 
 
 def bfloat16_is_native():
-    """Whether this machine multiplies bfloat16 in hardware: AMX or AVX512-BF16, or a GPU of compute capability 8.0 up."""
+    """Whether this machine multiplies bfloat16 in hardware: AMX, AVX512-BF16, a GPU of compute capability 8.0 up."""
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
@@ -119,8 +123,8 @@ def _processor_flags():
         return set()
 
 
-def device_name():
-    """What Keras computes on, for the first line of every command: "tensorflow on CPU"."""
+def start_device():
+    """Make a GPU's memory grow with need, and say what Keras computes on: "tensorflow on CPU"."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -147,15 +151,16 @@ def training_data(make_generator, example):
 
     Args:
         make_generator: function without arguments that returns a generator of `(batch,)`, batch a dict of arrays.
-        example: one such batch; all its dimensions but the last of rank-3-and-more arrays may vary.
+        example: one such batch; every dimension may vary in later ones but a last one of 2, 3 or 4.
     """
     if not is_tensorflow():
-        return make_generator()
+        return (batch for batch in make_generator())  # `fit` takes a true generator, no other iterator
     import tensorflow as tf
 
     def spec(array):
-        shape = [None] * min(array.ndim, 3) + list(array.shape[3:])
-        return tf.TensorSpec(shape[:-1] + [array.shape[-1]] if array.ndim > 1 and array.shape[-1] in (2, 3, 4) else shape, array.dtype)
+        fixed = array.ndim > 1 and array.shape[-1] in (2, 3, 4)  # sizes, channels, box corners
+        return tf.TensorSpec([None] * (array.ndim - fixed) + [array.shape[-1]] * fixed, array.dtype)
 
     signature = ({name: spec(array) for name, array in example.items()},)
-    return tf.data.Dataset.from_generator(make_generator, output_signature=signature).prefetch(1)
+    # No prefetch: the batches are made ahead already, and the wait for them is measured where they are drawn.
+    return tf.data.Dataset.from_generator(make_generator, output_signature=signature)

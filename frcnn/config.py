@@ -7,13 +7,14 @@ everything takes keyword arguments.
 
 import difflib
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from frcnn.files import replacing
 
 Positive = Annotated[float, Field(gt=0)]
 MOST_ERRORS = 5  # of a wrong config are printed; one mistake often causes several
@@ -172,11 +173,11 @@ def save_config(config, folder, class_names):
         folder: where to write; made when missing.
         class_names: K strings, in the order of the labels.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     plain = {"config": config.model_dump(mode="json"), "class_names": [str(name) for name in class_names]}
-    _write_atomically(folder / "config.yaml", _to_yaml(config).encode())
-    _write_atomically(folder / "config.pickle", pickle.dumps(plain, protocol=2))
+    with replacing(Path(folder, "config.yaml")) as file:
+        file.write(_to_yaml(config))
+    with replacing(Path(folder, "config.pickle"), binary=True) as file:
+        pickle.dump(plain, file, protocol=2)
 
 
 def load_run_config(path) -> tuple[Config, tuple[str, ...]]:
@@ -229,16 +230,6 @@ def _to_yaml(config):
             lines += ["", f"# {_sections()[section].__doc__}", f"{section}:"]
         lines.append(f"  {name}: {value}  # {meaning}")
     return "\n".join(lines) + "\n"
-
-
-def _write_atomically(path, content):
-    """Write beside `path`, then rename: a reader never sees half a file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read_yaml(path):

@@ -32,10 +32,19 @@ def load_detector(run, *, weights="best", overrides=()):
     file = run / f"{weights}.weights.h5"
     for needed in (run / "config.pickle", file):
         if not needed.exists():
-            raise ValueError(f"{run} is not a finished run: {needed.name} is missing; train one, or name another folder")
+            raise ValueError(
+                f"{run} is not a finished run: {needed.name} is missing; train one, or name another folder"
+            )
     config, class_names = load_run_config(run / "config.pickle")
     model = build_detector(with_overrides(config, overrides), class_names)
-    model.load_weights(file)
+    try:
+        model.load_weights(file)
+    except (ValueError, OSError, KeyError) as error:
+        classes = f"{len(class_names)} class{'es' * (len(class_names) > 1)}"
+        raise ValueError(
+            f"{file} is damaged or does not fit the config.pickle beside it ({classes}, ResNet-{config.model.depth}): "
+            "take both files from one training run, without overrides of model.*, or train again"
+        ) from error
     return detection_model(model)
 
 

@@ -4,13 +4,13 @@ Both writers tell a picture in which nothing was found from one that was never l
 once the new one is complete.
 """
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from frcnn.files import replacing
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 5
@@ -44,9 +44,9 @@ def write_json(path, detections, sizes=None):
     results = [entry for image, found in zip(images, detections, strict=True) for entry in _coco_results(image, found)]
     images_path = path.with_suffix(".images.json")
     # The pictures first: whoever finds the results finds their list too.
-    with _replacing(images_path) as file:
+    with replacing(images_path) as file:
         file.write(f'{{"images": {_json_lines(images)}, "categories": {_json_lines(categories)}}}\n')
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(_json_lines(results) + "\n")
     return path, images_path
 
@@ -73,7 +73,7 @@ def write_csv(path, detections):
     table = pd.DataFrame(np.concatenate([np.zeros((0, 5)), *numbers]), columns=["x1", "y1", "x2", "y2", "score"])
     table.insert(0, "file", [found.path for found in detections for _ in range(max(len(found), 1))])
     table["class"] = [name for found in detections for name in _label_names(found) or [""]]
-    with _replacing(path) as file:
+    with replacing(path) as file:
         table.to_csv(file, index=False, lineterminator="\n")
     return path
 
@@ -139,16 +139,3 @@ def _json_lines(entries):
     if not entries:
         return "[]"
     return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]"
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """Open a temporary text file beside `path` that takes its place when the block ends well, and vanishes if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

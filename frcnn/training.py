@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import platform
+import threading
 import time
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     """Train a detector and write its run folder.
 
     The folder holds config.yaml, config.pickle (with the class names), train.txt and validation.txt (the split),
-    environment.json, history.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP) and, where the package
-    tensorboard is installed, its logs.
+    environment.json, history.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP) and, where the
+    package tensorboard is installed, its logs.
 
     Args:
         config: `frcnn.Config`.
@@ -37,8 +38,8 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
         verbose: Keras's: 0 silent, 1 progress bar, 2 a line an epoch.
 
     Returns:
-        keras.callbacks.History: per epoch the loss, the four losses, the same with `val_`, `val_map` (AP50, VOC all points,
-        0..1), `pictures_per_second` and `data_wait` (share of the time, 0..1).
+        keras.callbacks.History: per epoch the loss, the four losses, the same with `val_`, `val_map` (AP50, VOC all
+        points, 0..1), `pictures_per_second` and `data_wait` (share of the time, 0..1).
 
     Raises:
         ValueError: the output holds a run already, or there are too few pictures to split.
@@ -53,13 +54,11 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     steps = len(plan_epoch(records, config.train.batch_size, config.train.seed, 0))
     model.compile(optimizer=build_optimizer(config.train, steps * config.train.epochs))
     _write_run_files(output, config, class_names, records, validation)
-    with contextlib.ExitStack() as open_generators:
-        batches = TimedBatches(training_batches(records, config, config.train.seed))
-        open_generators.callback(batches.close)
-        validation_settings = {}
+    batches = TimedBatches(training_batches(records, config, config.train.seed))
+    validation_batches = TimedBatches(_same_batches_forever(validation, config))
+    validation_settings = {}
+    with _closing(batches, validation_batches):
         if validation:
-            validation_batches = _same_batches_forever(validation, config)
-            open_generators.callback(validation_batches.close)
             validation_settings = {
                 "validation_data": _as_fit_data(validation_batches, validation, config),
                 "validation_steps": len(plan_epoch(validation, config.train.batch_size, config.train.seed, 0)),
@@ -75,24 +74,50 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
         )
 
 
+@contextlib.contextmanager
+def _closing(*sources):
+    """Close these `TimedBatches` in the end, and raise their own error, not what the backend made of it."""
+    try:
+        yield
+    except Exception:
+        for source in sources:
+            if source.error:
+                raise source.error from None
+        raise
+    finally:
+        for source in sources:
+            source.close()
+
+
 class TimedBatches:
-    """An iterator that adds up how long its consumer has waited for it, in `seconds`."""
+    """An iterator that adds up how long its consumer has waited for it, in `seconds`.
+
+    TensorFlow draws from it in a thread of its own, which may be at work when the run ends (a generator cannot be
+    closed then, hence the lock), and raises another error than the one that stopped it, kept as `error`.
+    """
 
     def __init__(self, batches):
         self._batches = batches
-        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self.seconds, self.error = 0.0, None
 
     def __iter__(self):
         return self
 
     def __next__(self):
         start = time.perf_counter()
-        batch = next(self._batches)
+        with self._lock:
+            try:
+                batch = next(self._batches)
+            except ValueError as error:
+                self.error = error
+                raise
         self.seconds += time.perf_counter() - start
         return batch
 
     def close(self):
-        self._batches.close()
+        with self._lock:
+            self._batches.close()
 
 
 def _same_batches_forever(records, config):
@@ -153,7 +178,7 @@ class CoupledSGD(keras.optimizers.SGD):
         self._decays = [self.kernel_decay if variable.name == "kernel" else 0.0 for variable in variables]
 
     def update_step(self, gradient, variable, learning_rate):
-        # By index: on TensorFlow `variable` is the bare tf.Variable, which does not know the name that its layer gave it.
+        # By index: on TensorFlow `variable` is the bare tf.Variable, which does not know what its layer called it.
         decay = self._decays[self._get_variable_index(variable)]
         if decay:
             gradient = ops.add(gradient, ops.multiply(ops.cast(variable, gradient.dtype), decay))
@@ -194,11 +219,12 @@ class EpochReport(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._end, self._steps = time.perf_counter(), self._steps + 1
+        self._share = min((self.batches.seconds - self._waited) / max(self._end - self._start, 1e-9), 1.0)
 
     def on_epoch_end(self, epoch, logs=None):
         elapsed = max(self._end - self._start, 1e-9)
         logs["pictures_per_second"] = self._steps * self.config.train.batch_size / elapsed
-        logs["data_wait"] = (self.batches.seconds - self._waited) / elapsed
+        logs["data_wait"] = self._share
         if self.validation:
             logs["val_map"] = self._mean_ap()
 
@@ -286,6 +312,6 @@ def _environment(config):
         "seed": config.train.seed,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "device": backend.device_name(),
+        "device": backend.start_device(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import yaml
 
-from frcnn.config import Config, describe_config, load_config, load_run_config, save_config
+from frcnn.config import Config, describe_config, load_config, load_run_config, save_config, with_overrides
 
 FIELDS = sum(len(section.annotation.model_fields) for section in Config.model_fields.values())
 
@@ -276,3 +276,15 @@ def test_description_has_one_line_per_field():
     row = next(line for line in lines if line.startswith("train.epochs "))
     assert row.split(maxsplit=2) == ["train.epochs", "7", "passes over the training pictures"]
     assert all(len(line.split(maxsplit=2)) == 3 for line in lines)
+
+
+def test_overrides_of_a_config_are_checked_and_leave_it_alone():
+    config = load_config(None, ["train.epochs=3"])
+    changed = with_overrides(config, ["train.batch_size=7", "model.anchor_sizes=[8, 16]"])
+    assert (changed.train.epochs, changed.train.batch_size, changed.model.anchor_sizes) == (3, 7, (8, 16))
+    assert (config.train.batch_size, config.model.anchor_sizes) == (2, (128, 256, 512))
+    assert with_overrides(config, []) == config
+    with pytest.raises(ValueError, match=r"override 'train.batch_size=0': train.batch_size \(0\) must be greater"):
+        with_overrides(config, ["train.batch_size=0"])
+    with pytest.raises(ValueError, match=r"data.max_size \(100\) must be at least data.im_size \(600\)"):
+        with_overrides(config, ["data.max_size=100"])

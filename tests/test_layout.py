@@ -24,13 +24,14 @@ FORBIDDEN = {
     "frcnn.data": (*KERAS_SIDE, *COMMANDS, "frcnn.evaluation", "frcnn.outputs", "frcnn.visualize"),
     "frcnn.evaluation": (*KERAS_SIDE, *COMMANDS, "frcnn.data", "frcnn.outputs", "frcnn.visualize"),
     "frcnn.records": ("keras", "frcnn", "argparse"),
-    "frcnn.config": ("keras", "frcnn", "argparse"),
+    "frcnn.files": ("keras", "frcnn", "argparse"),
+    "frcnn.config": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),
     "frcnn.models": (*COMMANDS, *FILES_SIDE, *RUNS),
     "frcnn.cli": (),
     "frcnn": COMMANDS,
 }
 OPS_MAY_IMPORT = {"keras", "numpy", "frcnn.backend", "frcnn.ops"} | sys.stdlib_module_names - {"argparse"}
-LIGHT = [path for path in FILES if re.match(r"(data|evaluation|cli|records|config|__init__)", path.parts[1])]
+LIGHT = [path for path in FILES if re.match(r"(data|evaluation|cli|records|config|files|__init__)", path.parts[1])]
 
 every_file = pytest.mark.parametrize("path", FILES, ids=str)
 

@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("frcnn.outputs.os.replace", full_disk)
+    monkeypatch.setattr("frcnn.files.os.replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write(path, detections[:1])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

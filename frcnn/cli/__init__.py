@@ -54,19 +54,25 @@ def main(argv=None):
 
 def add_annotation_arguments(parser):
     """The arguments that name annotated pictures, for the commands that read them."""
-    parser.add_argument("-p", "--path", required=True, metavar="FILE", help="annotations: filepath,x1,y1,x2,y2,class_name a line")
+    parser.add_argument(
+        "-p", "--path", required=True, metavar="FILE", help="annotations: filepath,x1,y1,x2,y2,class_name a line"
+    )
     parser.add_argument("-o", "--parser", default="simple", choices=["simple"], help="their format (default: simple)")
 
 
 def add_override_argument(parser):
     """`key=value` overrides of config fields."""
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="config fields to change, e.g. train.epochs=5")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="config fields to change, e.g. train.epochs=5"
+    )
 
 
 def add_run_arguments(parser):
     """The arguments that name a trained detector."""
     parser.add_argument("--run", metavar="FOLDER", help="run folder that training wrote (default: the newest in runs/)")
-    parser.add_argument("--weights", default="best", choices=["best", "last"], help="which of its weights (default: best)")
+    parser.add_argument(
+        "--weights", default="best", choices=["best", "last"], help="which of its weights (default: best)"
+    )
 
 
 def find_run(folder):

@@ -1,4 +1,4 @@
-"""Detect objects in a folder of pictures; write annotated pictures, detections.json (COCO results) and detections.csv."""
+"""Detect objects in a folder of pictures; write annotated pictures, detections.json (COCO results), detections.csv."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,9 @@ def add_arguments(parser):
     parser.add_argument("--output", default="detections", metavar="FOLDER", help="where to write (default: detections)")
     parser.add_argument("--score", type=float, metavar="S", help="lowest score in the files (default: the run's, 0.05)")
     parser.add_argument("--draw-score", type=float, default=0.5, metavar="S", help="lowest score drawn (default: 0.5)")
-    parser.add_argument("--nms", type=float, metavar="IOU", help="overlap above which the weaker goes (default: the run's, 0.5)")
+    parser.add_argument(
+        "--nms", type=float, metavar="IOU", help="overlap above which the weaker goes (default: the run's, 0.5)"
+    )
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures in a pass (default: 4)")
     add_override_argument(parser)
 
@@ -70,7 +72,7 @@ def _load(arguments, run_folder):
     from frcnn import backend
     from frcnn.inference import load_detector
 
-    print(f"{backend.device_name()}; run folder {run_folder}", flush=True)
+    print(f"{backend.start_device()}; run folder {run_folder}", flush=True)
     return load_detector(run_folder, weights=arguments.weights, overrides=overrides)
 
 
@@ -89,6 +91,6 @@ def _detect_all(detector, paths, arguments, folder):
         else:
             found.append(result)
             picture = draw_detections(read_image(result.path), result.above(arguments.draw_score))
-            write_image(folder / f"{Path(result.path).stem}.jpg", picture)
+            write_image(folder / Path(result.path).name, picture)
         progress.update(len(found) + len(broken))
     return found, broken

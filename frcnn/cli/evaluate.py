@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument, add_run_arguments, find_run
+from frcnn.files import replacing
 
 EXAMPLE = "frcnn evaluate -p test.txt --run runs/demo --metric voc12"
 
@@ -12,7 +13,9 @@ def add_arguments(parser):
     """The arguments of `frcnn evaluate`."""
     add_annotation_arguments(parser)
     add_run_arguments(parser)
-    parser.add_argument("--metric", default="voc12", choices=["voc07", "voc12"], help="11 points or all points (default)")
+    parser.add_argument(
+        "--metric", default="voc12", choices=["voc07", "voc12"], help="11 points or all points (default)"
+    )
     parser.add_argument("--iou", type=float, default=0.5, metavar="IOU", help="overlap of a hit (default: 0.5)")
     parser.add_argument("--output", metavar="FILE", help="JSON to write (default: evaluation.json in the run folder)")
     add_override_argument(parser)
@@ -35,6 +38,7 @@ def run(arguments):
     result = evaluate(records, found, class_names, metric=arguments.metric, iou_threshold=arguments.iou)
     print(result.to_table())
     output = Path(arguments.output or folder / "evaluation.json")
-    output.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    with replacing(output) as file:
+        file.write(json.dumps(result.to_dict(), indent=2) + "\n")
     print(f"written to {output}")
     return 0

@@ -12,7 +12,9 @@ EXAMPLE = "frcnn train -p annotations.txt --config config/resnet50_c4.yaml train
 def add_arguments(parser):
     """The arguments of `frcnn train`."""
     add_annotation_arguments(parser)
-    parser.add_argument("--validation", metavar="FILE", help="annotations to validate on (default: data.val_fraction of FILE)")
+    parser.add_argument(
+        "--validation", metavar="FILE", help="annotations to validate on (default: data.val_fraction of FILE)"
+    )
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
     add_override_argument(parser)
@@ -35,7 +37,7 @@ def run(arguments):
     from frcnn import backend, training
     from frcnn.models.detector import dtype_policy
 
-    print(f"{backend.device_name()}, {dtype_policy(config.train.precision)}; run folder {output}", flush=True)
+    print(f"{backend.start_device()}, {dtype_policy(config.train.precision)}; run folder {output}", flush=True)
     start = time.perf_counter()
     verbose = 1 if sys.stdout.isatty() else 2
     history = training.train(
@@ -48,6 +50,7 @@ def run(arguments):
 def _say_how_it_went(history, seconds, output):
     print(f"{len(history['loss'])} epochs in {seconds / 60:.1f} minutes, loss {history['loss'][-1]:.3f}")
     if "val_map" in history:
-        best = max(history["val_map"])
-        print(f"best validation mAP {best:.3f} after epoch {history['val_map'].index(best) + 1}, last {history['val_map'][-1]:.3f}")
+        scores = history["val_map"]
+        epoch = scores.index(max(scores)) + 1
+        print(f"best validation mAP {max(scores):.3f} after epoch {epoch}, last {scores[-1]:.3f}")
     print(f"detect with: python test_frcnn.py -p FOLDER --run {output}")

@@ -1,4 +1,4 @@
-"""Work a little ahead of the consumer, in threads: OpenCV releases the interpreter lock while it decodes and resizes."""
+"""Work a little ahead of the consumer, in threads: OpenCV lets go of the interpreter while it decodes and resizes."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,8 @@
     images -> backbone -> rpn -> select_proposals -> sample_rois -> roi_align -> roi_head -> four Lambda losses
                                                   \\-> roi_align -> roi_head -> select_detections
 
-The ground truth is an input and the losses are outputs, one number a picture: any `fit` trains it, and nothing of Keras's
-training step is overridden. The backbone runs once a step.
+The ground truth is an input and the losses are outputs, one number a picture: any `fit` trains it, and nothing of
+Keras's training step is overridden. The backbone runs once a step.
 """
 
 import keras
@@ -34,8 +34,8 @@ class FasterRCNN(keras.Model):
     """The training model: a functional model whose outputs are its losses.
 
     Inputs (a dict): images (B, H, W, 3), image_sizes (B, 2) int32, gt_boxes (B, G, 4), gt_labels (B, G) int32,
-    sampling_seeds (B,) int32. Outputs (a dict): the four `LOSSES`, (B,) float32 each. `compile` takes an optimizer and no
-    loss; `fit` takes batches `(inputs,)`, and its history holds every loss by name.
+    sampling_seeds (B,) int32. Outputs (a dict): the four `LOSSES`, (B,) float32 each. `compile` takes an optimizer and
+    no loss; `fit` takes batches `(inputs,)`, and its history holds every loss by name.
 
     Attributes:
         config: the `frcnn.Config` that it was built from.
@@ -87,11 +87,13 @@ def detection_model(model):
         model: `FasterRCNN`.
 
     Returns:
-        keras.Model, {images (B, H, W, 3), image_sizes (B, 2) int32} -> {boxes (B, D, 4) float32 xyxy pixels of the input
-        image, scores (B, D) float32, labels (B, D) int32; label -1 and score 0 in empty slots}.
+        keras.Model, {images (B, H, W, 3), image_sizes (B, 2) int32} -> {boxes (B, D, 4) float32 xyxy pixels of the
+        input image, scores (B, D) float32, labels (B, D) int32; label -1 and score 0 in empty slots}.
     """
     config, inputs = model.config, _image_inputs()
-    parts = {name: model.get_layer(name) for name in ("normalize", "backbone", "rpn", "anchors", "roi_align", "roi_head")}
+    parts = {
+        name: model.get_layer(name) for name in ("normalize", "backbone", "rpn", "anchors", "roi_align", "roi_head")
+    }
     features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
     rpn = config.rpn
     select = SelectProposals(
@@ -100,7 +102,9 @@ def detection_model(model):
     proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
     logits, deltas = _apply_head(parts, features, proposals, rpn.test_post_nms)
     settings = config.detect.model_dump() | {"delta_weights": config.roi.delta_weights}
-    detections = SelectDetections(name="detections", **settings)(proposals, scores, logits, deltas, inputs["image_sizes"])
+    detections = SelectDetections(name="detections", **settings)(
+        proposals, scores, logits, deltas, inputs["image_sizes"]
+    )
     outputs = dict(zip(("boxes", "scores", "labels"), detections, strict=True))
     detector = keras.Model(inputs, outputs, name="detection")
     detector.config, detector.class_names = config, model.class_names

@@ -22,8 +22,12 @@ def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", see
     conv = _dense_or_conv(keras.layers.Conv2D, "rpn_conv1", channels, 0.01, dtype, seed, kernel_size=3, padding="same")
     x = keras.layers.ReLU(name="rpn_conv1_relu", dtype=dtype)(conv(features))
     one_by_one = {"dtype": "float32", "kernel_size": 1}
-    logits = _dense_or_conv(keras.layers.Conv2D, "rpn_out_class", anchors_per_cell, 0.01, seed=seed + 1, **one_by_one)(x)
-    deltas = _dense_or_conv(keras.layers.Conv2D, "rpn_out_regress", 4 * anchors_per_cell, 0.01, seed=seed + 2, **one_by_one)(x)
+    logits = _dense_or_conv(keras.layers.Conv2D, "rpn_out_class", anchors_per_cell, 0.01, seed=seed + 1, **one_by_one)(
+        x
+    )
+    deltas = _dense_or_conv(
+        keras.layers.Conv2D, "rpn_out_regress", 4 * anchors_per_cell, 0.01, seed=seed + 2, **one_by_one
+    )(x)
     logits = keras.layers.Reshape((-1,), name="rpn_logits", dtype="float32")(logits)
     deltas = keras.layers.Reshape((-1, 4), name="rpn_deltas", dtype="float32")(deltas)
     return keras.Model(features, [logits, deltas], name="rpn")

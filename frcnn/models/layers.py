@@ -1,7 +1,7 @@
 """The parameter-free steps between the heads, each a pure function of `frcnn.ops` as a float32 layer.
 
-Under a mixed policy a layer receives its inputs cast to bfloat16, in which a coordinate near 600 has steps of 4 pixels: hence
-float32 here, and explicit output shapes and dtypes (Keras would else declare an int label a float).
+Under a mixed policy a layer receives its inputs cast to bfloat16, in which a coordinate near 600 has steps of 4 pixels:
+hence float32 here, and explicit output shapes and dtypes (Keras would else declare an int label a float).
 """
 
 import keras
@@ -57,7 +57,7 @@ class AnchorGrid(OpLayer):
 
 @keras.saving.register_keras_serializable("frcnn")
 class SelectProposals(OpLayer):
-    """`ops.proposals.select_proposals`; no gradient leaves it (Ren et al. 2015, section 3.2, approximate joint training)."""
+    """`ops.proposals.select_proposals`; no gradient leaves it (Ren et al. 2015: approximate joint training)."""
 
     def call(self, rpn_logits, rpn_deltas, anchors, image_sizes):
         logits, deltas = ops.stop_gradient(rpn_logits), ops.stop_gradient(rpn_deltas)
@@ -133,9 +133,7 @@ class SelectDetections(OpLayer):
     """`ops.detections.select_detections`: -> boxes (B, D, 4), scores (B, D), labels (B, D) int32."""
 
     def call(self, proposals, proposal_scores, class_logits, box_deltas, image_sizes):
-        return select_detections(
-            proposals, proposal_scores, class_logits, box_deltas, image_sizes, **self.settings
-        )
+        return select_detections(proposals, proposal_scores, class_logits, box_deltas, image_sizes, **self.settings)
 
     def compute_output_spec(self, proposals, *_):
         shape = (proposals.shape[0], self.settings["max_detections"])

@@ -18,13 +18,13 @@ GROUPS = 32  # Wu and He 2018, section 4
 class ConvNorm(keras.layers.Layer):
     """One convolution without bias, followed by its normalisation: (B, h, w, C) -> (B, h', w', filters).
 
-    Padding is symmetric, `kernel_size // 2` zeros on every side, as in torchvision: TensorFlow's "same" would shift the cells
-    of strided layers by half a pixel.
+    Padding is symmetric, `kernel_size // 2` zeros on every side, as in torchvision: TensorFlow's "same" would shift
+    the cells of strided layers by half a pixel.
 
     Args:
         filters: output channels.
         kernel_size, strides: of the square convolution.
-        norm: `frozen`: stored statistics, never updated, folded into the kernel (exact, and one pass less over the map);
+        norm: `frozen`: stored statistics, never updated, folded into the kernel (exact, one pass less over the map);
             `batch`: batch statistics in training, stored ones, folded as well, in inference; `group`: group
             normalisation, independent of the batch size.
         epsilon: added to the variance.
@@ -135,7 +135,7 @@ def basic_block(x, name, filters, stride, conv_norm):
 
 
 def bottleneck_block(x, name, filters, stride, conv_norm):
-    """1x1 (strided: style v1), 3x3 and 1x1 convolutions beside a shortcut: -> (B, h / stride, w / stride, 4 filters)."""
+    """1x1 (strided: style v1), 3x3, 1x1 convolutions beside a shortcut: -> (B, h / stride, w / stride, 4 filters)."""
     y = _relu(conv_norm(f"{name}_branch2a", filters, 1, stride)(x), f"{name}_branch2a_relu")
     y = _relu(conv_norm(f"{name}_branch2b", filters, 3, 1)(y), f"{name}_branch2b_relu")
     y = conv_norm(f"{name}_branch2c", 4 * filters, 1, 1)(y)

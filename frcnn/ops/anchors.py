@@ -12,7 +12,8 @@ def base_anchors(sizes, ratios):
         ratios: height / width.
 
     Returns:
-        (len(ratios) * len(sizes), 4) float32, xyxy pixels, corners rounded as in torchvision; ratios outside, sizes inside.
+        (len(ratios) * len(sizes), 4) float32, xyxy pixels, corners rounded as in torchvision; ratios outside, sizes
+        inside.
     """
     ratio = np.sqrt(np.asarray(ratios, np.float32))
     sizes = np.asarray(sizes, np.float32)
@@ -40,4 +41,4 @@ def grid_anchors(grid_height, grid_width, stride, sizes, ratios):
     x = ops.cast(ops.arange(grid_width), "float32") * stride
     y, x = ops.meshgrid(y, x, indexing="ij")
     centres = ops.reshape(ops.stack([x, y, x, y], axis=-1), (-1, 1, 4))
-    return ops.reshape(centres + base_anchors(sizes, ratios)[None], (-1, 4))
+    return ops.reshape(ops.add(centres, base_anchors(sizes, ratios)[None]), (-1, 4))

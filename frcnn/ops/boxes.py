@@ -4,7 +4,9 @@ import math
 
 from keras import ops
 
-MAX_LOG_SCALE = math.log(1000.0 / 16)  # a size delta above it would scale an anchor by more than 62: torchvision, Detectron2
+MAX_LOG_SCALE = math.log(
+    1000.0 / 16
+)  # a size delta above it would scale an anchor by more than 62: torchvision, Detectron2
 
 
 def box_area(boxes):

@@ -1,8 +1,8 @@
 """The four losses of Faster R-CNN, each one number a picture.
 
 Each gives the sum over a picture's samples, times B, divided by the samples of the whole batch: the mean over B is then
-torchvision's loss (a mean over all samples of the batch), and a picture without objects adds exactly 0 to the box losses.
-Each takes one tuple, because each is the function of a Lambda layer.
+torchvision's loss (a mean over all samples of the batch), and a picture without objects adds exactly 0 to the box
+losses. Each takes one tuple, because each is the function of a Lambda layer.
 """
 
 import keras

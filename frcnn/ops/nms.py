@@ -33,7 +33,8 @@ def portable_nms(boxes, scores, iou_threshold, max_outputs):
     Candidates go through in blocks of 2000, best first, so that 12000 of them need 100 MB a picture and not 600.
     """
     count = scores.shape[1]
-    sorted_scores, order = ops.top_k(scores, count)
+    order = ops.argsort(-scores, axis=1)  # stable; PyTorch's top_k is not, and would break ties anyhow
+    sorted_scores = ops.take_along_axis(scores, order, axis=1)
     boxes = ops.take_along_axis(boxes, order[..., None], axis=1)
     candidate = sorted_scores > float("-inf")
     keep = ops.zeros_like(candidate[:, :0])

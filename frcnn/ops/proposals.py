@@ -7,9 +7,7 @@ from frcnn.ops.nms import non_max_suppression
 from frcnn.ops.targets import take_boxes
 
 
-def select_proposals(
-    rpn_logits, rpn_deltas, anchors, image_sizes, *, pre_nms, post_nms, nms_iou=0.7, min_size=1e-3
-):
+def select_proposals(rpn_logits, rpn_deltas, anchors, image_sizes, *, pre_nms, post_nms, nms_iou=0.7, min_size=1e-3):
     """Decode the best anchors, clip them, drop empty ones, apply NMS (torchvision's `filter_proposals`).
 
     Args:

@@ -62,10 +62,11 @@ def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned):
 
 def _interpolation_weights(points, size, sampling_ratio):
     """(B, S, cells, size) float32: each cell's weight on every position of one axis of the map."""
+    cells = ops.cast(ops.arange(size), "float32")  # before `size` is cast: JAX wants a plain int here
     size = ops.cast(size, "float32")
     inside = ops.cast((points >= -1.0) & (points <= size), "float32")
     points = ops.minimum(ops.maximum(points, 0.0), size - 1.0)
-    distance = ops.abs(points[..., None] - ops.arange(size, dtype="float32"))
+    distance = ops.abs(points[..., None] - cells)
     weights = ops.maximum(1.0 - distance, 0.0) * inside[..., None]
     batch, rois, count = ops.shape(points)
     weights = ops.reshape(weights, (batch, rois, count // sampling_ratio, sampling_ratio, -1))

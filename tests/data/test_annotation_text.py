@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from frcnn.data.readers import read_records
+from frcnn.data.readers.annotation_text import write_annotations
+from frcnn.records import ImageRecord
 from tests.contracts import assert_is_record
 
 
@@ -206,3 +208,27 @@ def test_real_annotation_files(name, pictures, boxes, classes):
     assert (len(records), sum(len(record.boxes) for record in records), len(class_names)) == (pictures, boxes, classes)
     for record in records:
         assert_is_record(record, class_names)
+
+
+def test_written_annotations_are_read_again_from_anywhere(tmp_path, draw_picture, monkeypatch):
+    pictures = tmp_path / "pictures"
+    draw_picture("pictures/a, b.png")
+    draw_picture("pictures/empty.png")
+    monkeypatch.chdir(pictures)
+    boxes = np.float32([[0.1, 1 / 3, 59.999996, 40], [1, 2, 3, 4]])  # more digits than "%g" prints
+    records = [ImageRecord("a, b.png", (40, 60), boxes, [1, 0]), ImageRecord("empty.png", (40, 60), [], [])]
+    file = tmp_path / "elsewhere" / "out.txt"
+    file.parent.mkdir()
+    write_annotations(file, records, ("cat", "dog, small"))
+    monkeypatch.chdir(tmp_path)
+    found, class_names = read_records(file, class_names=("cat", "dog, small"))
+    assert class_names == ("cat", "dog, small")
+    assert [record.path for record in found] == [str(pictures / "a, b.png"), str(pictures / "empty.png")]
+    assert np.array_equal(found[0].boxes, boxes) and found[0].labels.tolist() == [1, 0]
+    assert len(found[1].boxes) == 0
+    assert [len(line.split(",")) for line in file.read_text().splitlines()][-1] == 6
+
+
+def test_no_records_are_an_empty_file(tmp_path):
+    write_annotations(tmp_path / "out.txt", [], ())
+    assert (tmp_path / "out.txt").read_bytes() == b""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frcnn.config import Config
-from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
+from frcnn.data.batches import batch_files, make_batch, pad_images, plan_epoch, split_records, training_batches
 from frcnn.records import ImageRecord
 
 EVERYTHING = {"vertical_flip": True, "rotate_90": True, "scale_jitter": 0.3, "colour_jitter": 0.4}
@@ -309,3 +309,15 @@ def test_look_ahead_is_bounded(records, monkeypatch):
         next(batches)
     batches.close()
     assert len(made) <= 5 + 2 + 2
+
+
+def test_pictures_are_padded_with_zeros_to_multiples_of_32():
+    images = [np.full((*size, 3), 7 + index, np.uint8) for index, size in enumerate([(33, 20), (10, 64)])]
+    padded = pad_images(images)
+    assert (padded.shape, padded.dtype) == ((2, 64, 64, 3), np.uint8)
+    for image, place in zip(images, padded):
+        height, width, _ = image.shape
+        assert (place[:height, :width] == image).all()
+        assert not place[height:].any() and not place[:, width:].any()
+    assert pad_images(images[1:]).shape == (1, 32, 64, 3)
+    assert np.array_equal(pad_images([np.full((32, 32, 3), 5, np.uint8)]), np.full((1, 32, 32, 3), 5))

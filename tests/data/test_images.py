@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frcnn.data.images import image_size, read_image, resize_image, resized_size
+from frcnn.data.images import image_size, read_image, resize_image, resized_size, write_image
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "detection_ops_torchvision.json").read_text())
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -107,3 +107,20 @@ def test_resize_image_is_bilinear_until_half_size_and_averages_below():
     np.testing.assert_array_equal(resize_image(PIXELS, (30, 45)), cv2.resize(PIXELS, (45, 30)))
     averages = PIXELS.reshape(10, 4, 15, 4, 3).mean(axis=(1, 3))
     assert np.abs(resize_image(PIXELS, (10, 15)) - averages).max() <= 0.5
+
+
+def test_a_written_picture_is_rgb_and_of_the_suffixs_format(tmp_path):
+    write_image(tmp_path / "picture.png", PIXELS)
+    assert np.array_equal(read_image(tmp_path / "picture.png"), PIXELS)
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 250
+    write_image(tmp_path / "rot, ñ.jpg", red)
+    with Image.open(tmp_path / "rot, ñ.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert np.abs(np.asarray(picture).astype(int) - red).max() < 12
+
+
+@pytest.mark.parametrize("name", ["missing/a.png", "a.unknown", "a"])
+def test_a_picture_that_cannot_be_written_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: the picture cannot be written"):
+        write_image(tmp_path / name, PIXELS)

@@ -60,8 +60,8 @@ def test_grid_of_a_traced_size_and_of_no_cells():
 
 
 # Left out of literal_cases.json, whose convention is not ours: py-faster-rcnn ("+1", corners of a window from 0 to 15),
-# Detectron2 "centered", keras-retinanet and KerasCV (centres at half a stride), TF models' grid (corners not rounded, so
-# halves of a pixel), MMDetection (a stride for each axis).
+# Detectron2 "centered", keras-retinanet and KerasCV (centres at half a stride), TF models' grid (corners at halves of a
+# pixel, not rounded), MMDetection (a stride for each axis).
 def test_anchors_of_torchvisions_own_test():
     (case,) = golden.literal("anchors", "pytorch")
     anchors = grid_anchors(*case["grid_hw"], case["stride"], case["sizes"], case["ratios"])

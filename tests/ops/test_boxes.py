@@ -135,7 +135,9 @@ def test_decode_undoes_encode(weights, seed):
 @both_weights
 def test_zero_deltas_decode_to_the_anchors(weights):
     anchors = random_boxes(5, 10)
-    np.testing.assert_allclose(array(decode_deltas(tensor(np.zeros((10, 4))), tensor(anchors), weights)), anchors, atol=1e-3)
+    np.testing.assert_allclose(
+        array(decode_deltas(tensor(np.zeros((10, 4))), tensor(anchors), weights)), anchors, atol=1e-3
+    )
 
 
 @both_weights

@@ -97,7 +97,9 @@ def test_roi_losses_by_hand():
     """K = 2: label 2 is the background, which has scores but no box."""
     labels = tensor([[1, 2, -1]], "int32")
     logits = tensor(np.log([[[1, 2, 1], [1, 1, 8], [1, 1, 1]]]))
-    np.testing.assert_allclose(array(roi_class_loss((logits, labels))), [(np.log(4 / 2) + np.log(10 / 8)) / 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        array(roi_class_loss((logits, labels))), [(np.log(4 / 2) + np.log(10 / 8)) / 2], rtol=1e-6
+    )
     deltas = np.full((1, 3, 2, 4), 100.0)
     deltas[0, 0, 1] = [1, 2, 3, 4]
     targets = np.tile([1.0, 2.0, 3.0, 2.0], (1, 3, 1))
@@ -142,7 +144,7 @@ def evaluate(loss, arguments, labels):
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), huge=st.sampled_from([0.0, 6e9, -1e18]))
+@given(seed=st.integers(0, 1000), huge=st.sampled_from([0.0, 6e9, -1e18, np.inf]))
 def test_padding_slots_change_nothing(loss, seed, huge):
     labels = np.random.default_rng(seed).integers(-1, 2, (3, 8))
     arguments = random_arguments(loss, labels, seed)

@@ -81,7 +81,9 @@ def test_matches_of_detectron2():
     (case,) = golden.literal("matcher", "facebookresearch")
     low, high = case["thresholds"]
     label = {-1: -2, 0: -1}  # theirs: -1 ignored, 0 background, 1 object
-    expected = [label.get(kind, box) for kind, box in zip(case["expected_labels"], case["expected_matches"], strict=True)]
+    expected = [
+        label.get(kind, box) for kind, box in zip(case["expected_labels"], case["expected_matches"], strict=True)
+    ]
     assert matches(case["quality_gt_by_anchor"], high, low, True) == expected
 
 

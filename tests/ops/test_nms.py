@@ -8,7 +8,7 @@ from frcnn import backend
 from frcnn.ops.nms import non_max_suppression, portable_nms
 from tests.oracles import golden
 from tests.oracles.nms import greedy_nms
-from tests.oracles.tensors import array, compiled, tensor
+from tests.oracles.tensors import array, bound, compiled, tensor
 
 both_forms = pytest.mark.parametrize("form", [non_max_suppression, portable_nms], ids=["backend's", "portable"])
 
@@ -17,7 +17,8 @@ def keep(form, boxes, scores, threshold, max_outputs=None):
     """NMS of one picture: the kept indices as a list; the result's contract is asserted on the way."""
     scores = np.asarray(scores, np.float32)
     max_outputs = max(len(scores), 1) if max_outputs is None else max_outputs
-    result = array(form(tensor(np.reshape(boxes, (1, -1, 4))), tensor(scores[None]), threshold, max_outputs))
+    nms = bound(form, iou_threshold=threshold, max_outputs=max_outputs)
+    result = array(nms(tensor(np.reshape(boxes, (1, -1, 4))), tensor(scores[None])))
     assert (result.shape, result.dtype) == ((1, max_outputs), np.int32)
     kept = result[0][result[0] >= 0].tolist()
     assert result[0].tolist() == kept + [-1] * (max_outputs - len(kept)), "empty slots are -1 and come last"
@@ -127,7 +128,7 @@ def test_pictures_of_a_batch_are_apart(form):
     pictures = [crowd(seed, 50) for seed in (5, 6, 7)]
     boxes, scores = (np.stack(x) for x in zip(*pictures, strict=True))
     scores[1] = -np.inf
-    together = array(form(tensor(boxes), tensor(scores), 0.5, 50))
+    together = array(bound(form, iou_threshold=0.5, max_outputs=50)(tensor(boxes), tensor(scores)))
     for row, picture in enumerate(zip(boxes, scores, strict=True)):
         assert together[row][together[row] >= 0].tolist() == keep(form, *picture, 0.5)
 
@@ -135,7 +136,7 @@ def test_pictures_of_a_batch_are_apart(form):
 def test_compiled_nms_is_the_same():
     boxes, scores = (x[None] for x in crowd(8, 60))
     arguments = tensor(boxes), tensor(scores)
-    expected = array(non_max_suppression(*arguments, 0.5, 40))
+    expected = array(bound(non_max_suppression, iou_threshold=0.5, max_outputs=40)(*arguments))
     assert (compiled(lambda *inputs: non_max_suppression(*inputs, 0.5, 40), *arguments) == expected).all()
     portable = compiled(lambda *inputs: portable_nms(*inputs, 0.5, 40), *arguments, free=0)
     assert (portable == expected).all()
@@ -156,6 +157,7 @@ def test_nms_is_idempotent_and_free_of_order(form, seed, threshold):
 def test_indices_gather():
     """What comes out can index on every backend."""
     boxes, scores = crowd(9, 10)
-    kept = non_max_suppression(tensor(boxes[None]), tensor(scores[None]), 1.0, 10)
+    nms = bound(non_max_suppression, iou_threshold=1.0, max_outputs=10)
+    kept = nms(tensor(boxes[None]), tensor(scores[None]))
     sorted_scores = array(ops.take_along_axis(tensor(scores[None]), kept, axis=1))
     assert (sorted_scores[0] == np.sort(scores)[::-1]).all()

@@ -5,7 +5,7 @@ from frcnn.ops.anchors import grid_anchors
 from frcnn.ops.boxes import encode_boxes
 from frcnn.ops.proposals import gather_kept, select_proposals
 from tests.oracles import golden
-from tests.oracles.tensors import array, compiled, tensor
+from tests.oracles.tensors import array, bound, compiled, tensor
 
 SIZE = [[100, 200]]  # height, width
 
@@ -15,7 +15,7 @@ def proposals(logits, deltas, anchors, sizes=SIZE, **settings):
     settings = {"pre_nms": 1000, "post_nms": 4} | settings
     logits = np.asarray(logits, np.float32)
     boxes, scores = array(
-        select_proposals(tensor(logits), tensor(deltas), tensor(anchors), tensor(sizes, "int32"), **settings)
+        bound(select_proposals, **settings)(tensor(logits), tensor(deltas), tensor(anchors), tensor(sizes, "int32"))
     )
     assert (boxes.shape, boxes.dtype) == ((len(logits), settings["post_nms"], 4), np.float32)
     assert (scores.shape, scores.dtype) == (boxes.shape[:2], np.float32)
@@ -48,7 +48,9 @@ def test_proposals_by_hand():
     deltas[0, 4] = [0.5, -1, np.log(2), 0]  # centre (60, 55) -> (70, 45), 40 wide, 10 high
     boxes, scores = proposals([[2.0, 3.0, 1.0, 9.0, 0.0]], deltas, anchors)
     # anchor 3 lies outside and clips to nothing; anchor 1 beats anchor 0 (IoU 19 / 21); anchor 2 is clipped
-    np.testing.assert_allclose(boxes[0], [[1, 0, 21, 10], [150, 50, 200, 100], [50, 40, 90, 50], [0, 0, 0, 0]], atol=1e-4)
+    np.testing.assert_allclose(
+        boxes[0], [[1, 0, 21, 10], [150, 50, 200, 100], [50, 40, 90, 50], [0, 0, 0, 0]], atol=1e-4
+    )
     sigmoid = 1 / (1 + np.exp([-3.0, -1.0, 0.0]))
     np.testing.assert_allclose(scores[0], [*sigmoid, -np.inf], rtol=1e-6)
 
@@ -119,7 +121,9 @@ def test_compiled_with_free_sizes():
     sizes = [[100, 200], [90, 150]]
     expected = proposals(*arguments, sizes, pre_nms=50, post_nms=20)
     found = compiled(
-        lambda *inputs: select_proposals(*inputs, pre_nms=50, post_nms=20), *map(tensor, arguments), tensor(sizes, "int32")
+        lambda *inputs: select_proposals(*inputs, pre_nms=50, post_nms=20),
+        *map(tensor, arguments),
+        tensor(sizes, "int32"),
     )
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)

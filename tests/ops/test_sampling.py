@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from frcnn.ops.sampling import random_uniform, sample_indices
 from tests.oracles.sampling import uniform
-from tests.oracles.tensors import array, compiled, tensor
+from tests.oracles.tensors import array, bound, compiled, tensor
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
@@ -14,9 +14,15 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 def draw(kinds, seeds, count, fraction):
     """Sample from (B, N) kinds; the result's contract is asserted on the way."""
     kinds = np.atleast_2d(kinds)
-    result = sample_indices(tensor(kinds == 1, "bool"), tensor(kinds == 0, "bool"), tensor(seeds, "int32"), count, fraction)
-    indices, valid = array(result)
-    assert (indices.shape, indices.dtype, valid.shape, valid.dtype) == (valid.shape, np.int32, (len(kinds), count), bool)
+    sample = bound(sample_indices, count=count, positive_fraction=fraction)
+    candidates = tensor(kinds == POSITIVE, "bool"), tensor(kinds == NEGATIVE, "bool")
+    indices, valid = array(sample(*candidates, tensor(seeds, "int32")))
+    assert (indices.shape, indices.dtype, valid.shape, valid.dtype) == (
+        valid.shape,
+        np.int32,
+        (len(kinds), count),
+        bool,
+    )
     assert (indices[~valid] == 0).all()
     assert (valid[:, :-1] >= valid[:, 1:]).all(), "filled slots come first"
     return indices, valid
@@ -80,11 +86,18 @@ def test_the_same_seed_draws_the_same_and_each_seed_its_own():
 
 
 def test_every_candidate_is_drawn_about_as_often():
-    """2000 seeds draw 4 of 16 positives and 12 of 48 negatives: each 500 times, deviation sqrt(2000 * 1/4 * 3/4) = 19."""
+    """2000 seeds draw 4 of 16 positives, 12 of 48 negatives: each 500 times, deviation sqrt(2000 * 1/4 * 3/4) = 19."""
     kinds = np.tile([POSITIVE] * 16 + [NEGATIVE] * 48, (2000, 1))
     indices, valid = draw(kinds, np.arange(2000), 16, 0.25)
     assert valid.all()
     assert abs(np.bincount(indices.ravel(), minlength=64) - 500).max() < 5 * 19
+
+
+def test_those_with_the_highest_numbers_are_drawn_on_every_backend():
+    kinds = np.random.default_rng(1).integers(-1, 2, 100)
+    by_number = np.argsort(-np.asarray(uniform(42, 100)))
+    positives, negatives = ([i for i in by_number if kinds[i] == kind] for kind in (POSITIVE, NEGATIVE))
+    assert draw(kinds, [42], 16, 0.25)[0][0].tolist() == positives[:4] + negatives[:12]
 
 
 def test_compiled_with_free_sizes_draws_the_same():

@@ -1,5 +1,7 @@
 """Tensors, gradients and compilation, the same words on every backend of Keras."""
 
+import functools
+
 import keras
 import numpy as np
 
@@ -28,7 +30,7 @@ def gradient(function, x):
     elif backend == "jax":
         import jax
 
-        found = jax.grad(function)(x)
+        found = jax.jit(jax.grad(function))(x)
     else:
         import torch
 
@@ -36,6 +38,17 @@ def gradient(function, x):
         result = function(x)
         found = torch.autograd.grad(result, x, allow_unused=True)[0] if result.requires_grad else None
     return np.zeros(x.shape, np.float32) if found is None else array(found)
+
+
+@functools.cache
+def bound(function, **settings):
+    """The function with its settings. JAX compiles it: without, it would compile every loop anew at each call."""
+    function = functools.partial(function, **settings)
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
 
 
 def compiled(function, *inputs, free=2):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from frcnn.data.images import image_size
+from frcnn.files import replacing
 from frcnn.records import ImageRecord
 
 _COORDINATES = ("x1", "y1", "x2", "y2")
@@ -72,7 +73,7 @@ def write_annotations(path, records, class_names):
         records: list of ImageRecord.
         class_names: K strings, what their labels mean.
     """
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         for record in records:
             place = os.path.abspath(record.path)

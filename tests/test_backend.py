@@ -1,0 +1,121 @@
+import builtins
+import io
+
+import keras
+import numpy as np
+import pytest
+
+from frcnn import backend
+from tests.oracles.tensors import array, tensor
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(2.0, 3.0, shape).astype(np.float32)
+
+
+def test_both_forms_of_batch_normalise_agree(monkeypatch):
+    x, gamma, beta = tensor(noise(3, 5, 4, 6)), tensor(noise(6, seed=1)), tensor(noise(6, seed=2))
+    native = array(backend.batch_normalise(x, gamma, beta, 1e-3))
+    monkeypatch.setattr(backend, "is_tensorflow", lambda: False)
+    portable = array(backend.batch_normalise(x, gamma, beta, 1e-3))
+    for first, second in zip(native, portable):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(portable[2], array(x).var(axis=(0, 1, 2), ddof=1), rtol=1e-4)
+
+
+def test_batch_normalise_of_bfloat16_keeps_float32_statistics():
+    x = keras.ops.cast(tensor(noise(2, 5, 4, 6)), "bfloat16")
+    results = backend.batch_normalise(x, tensor(np.ones(6)), tensor(np.zeros(6)), 1e-3)
+    assert [keras.backend.standardize_dtype(result.dtype) for result in results] == ["bfloat16", "float32", "float32"]
+
+
+# ---------------------------------------------------------------------------------------------------- the data
+
+
+def batches(sizes, slots=(8, 8, 16)):
+    for number, (height, width) in enumerate(sizes):
+        yield ({
+            "images": np.full((2, height, width, 3), number, np.uint8),
+            "image_sizes": np.full((2, 2), number, np.int32),
+            "gt_boxes": np.full((2, slots[number], 4), number, np.float32),
+            "gt_labels": np.full((2, slots[number]), number, np.int32),
+            "sampling_seeds": np.full((2,), number, np.int32),
+        },)  # fmt: skip
+
+
+SIZES = [(64, 64), (64, 96), (96, 32)]
+
+
+@pytest.mark.tensorflow
+def test_training_data_of_tensorflow_leaves_sizes_free():
+    import tensorflow as tf
+
+    example = next(batches(SIZES))[0]
+    data = backend.training_data(lambda: batches(SIZES), example)
+    assert isinstance(data, tf.data.Dataset)
+    (spec,) = data.element_spec
+    assert {name: tuple(part.shape) for name, part in spec.items()} == {
+        "images": (None, None, None, 3),
+        "image_sizes": (None, 2),
+        "gt_boxes": (None, None, 4),
+        "gt_labels": (None, None),
+        "sampling_seeds": (None,),
+    }
+    assert {name: part.dtype.name for name, part in spec.items()} == {
+        name: str(value.dtype) for name, value in example.items()
+    }
+    for (found,), (given,) in zip(data.as_numpy_iterator(), batches(SIZES), strict=True):
+        assert all(np.array_equal(found[name], given[name]) for name in given)
+
+
+def test_training_data_elsewhere_is_a_true_generator(monkeypatch):
+    """`fit` refuses any other iterator."""
+    import types
+
+    monkeypatch.setattr(backend, "is_tensorflow", lambda: False)
+    data = backend.training_data(lambda: iter([1, 2, 3]), None)
+    assert isinstance(data, types.GeneratorType)
+    assert list(data) == [1, 2, 3]
+
+
+# -------------------------------------------------------------------------------------------------- the device
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [("fpu avx512_bf16 sse", True), ("fpu amx_bf16 amx_int8", True), ("fpu avx512f avx2", False), ("", False)],
+)
+@pytest.mark.tensorflow
+def test_bfloat16_is_native_where_the_processor_says_so(monkeypatch, flags, native):
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    text = f"processor: 0\nflags\t\t: {flags}\nbugs: avx512_bf16_is_no_flag_here\n"
+    true_open = builtins.open
+    monkeypatch.setattr(
+        builtins, "open", lambda path, *rest: io.StringIO(text) if path == "/proc/cpuinfo" else true_open(path, *rest)
+    )
+    assert backend.bfloat16_is_native() is native
+
+
+def test_without_proc_nothing_is_known(monkeypatch):
+    def no_file(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(builtins, "open", no_file)
+    assert backend._processor_flags() == set()
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(("capability", "native"), [((8, 0), True), ((9, 0), True), ((7, 5), False), (None, False)])
+def test_bfloat16_is_native_from_compute_capability_8_on(monkeypatch, capability, native):
+    import tensorflow as tf
+
+    details = {} if capability is None else {"compute_capability": capability}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert backend.bfloat16_is_native() is native
+
+
+def test_the_device_is_named_with_its_backend():
+    assert backend.start_device().startswith(f"{keras.backend.backend()} on ")

@@ -1,0 +1,230 @@
+import csv
+import gc
+import json
+import threading
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from frcnn.config import load_config, load_run_config
+from frcnn.data.batches import batch_files, split_records
+from frcnn.data.images import read_image
+from frcnn.data.readers import read_records
+from frcnn.inference import detect, load_detector
+from frcnn.models.detector import LOSSES
+from frcnn.training import CoupledSGD, TimedBatches, WarmupDecay, build_optimizer, train
+from tests.contracts import assert_is_detections
+from tests.oracles.tensors import array, tensor
+from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures
+
+pytestmark = pytest.mark.tensorflow
+
+
+# Keras closes history.csv at the end of a run that ends well only.
+leaves_a_file_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_behind():
+    yield
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("frcnn-data")]
+
+
+# ---------------------------------------------------------------------------------------------------- optimizer
+
+
+def torch_sgd(values, gradients, rates, *, momentum, decay, clip):
+    """torch.nn.utils.clip_grad_norm_, then torch.optim.SGD: g += decay * w; v = momentum * v + g; w -= rate * v."""
+    values = {name: value.astype(np.float64) for name, value in values.items()}
+    velocity = {name: np.zeros_like(value) for name, value in values.items()}
+    for step, rate in zip(gradients, rates, strict=True):
+        norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in step.values()))
+        for name, gradient in step.items():
+            gradient = gradient * min(1.0, clip / norm) + (decay * values[name] if name == "kernel" else 0.0)
+            velocity[name] = momentum * velocity[name] + gradient
+            values[name] = values[name] - rate * velocity[name]
+    return values
+
+
+def test_five_steps_of_coupled_sgd_equal_torchs():
+    generator = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "bias": (4,), "gamma": (4,), "beta": (4,)}
+    values = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    # Norms around 5 and 0.5: clipped at 1 in some steps and not in others.
+    gradients = [
+        {name: (scale * generator.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+        for scale in (1.0, 0.1, 1.0, 0.1, 1.0)
+    ]
+    variables = [keras.Variable(value, name=name) for name, value in values.items()]
+    optimizer = CoupledSGD(0.1, 0.9, kernel_decay=0.2, global_clipnorm=1.0)
+    for step in gradients:
+        optimizer.apply([tensor(gradient) for gradient in step.values()], variables)
+    expected = torch_sgd(values, gradients, [0.1] * 5, momentum=0.9, decay=0.2, clip=1.0)
+    for variable in variables:
+        np.testing.assert_allclose(array(variable.value), expected[variable.name], rtol=1e-5, atol=1e-6)
+
+
+def test_only_kernels_decay():
+    variables = [keras.Variable(np.ones(2), name=name) for name in ("kernel", "bias", "gamma", "beta", "kernel_scale")]
+    optimizer = CoupledSGD(0.1, kernel_decay=0.5)
+    optimizer.apply([tensor(np.zeros(2))] * len(variables), variables)
+    assert [array(variable.value).tolist() for variable in variables] == [pytest.approx([0.95, 0.95]), *[[1, 1]] * 4]
+
+
+def test_the_optimizer_survives_serialization():
+    optimizer = build_optimizer(load_config().train, 100)
+    twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert (twin.kernel_decay, twin.momentum, twin.global_clipnorm) == (1e-4, 0.9, 10.0)
+    assert twin.get_config() == optimizer.get_config()
+
+
+def test_cosine_by_hand():
+    # 100 steps, 4 of warm-up: (step + 1) / 5 until step 4; (1 + cos(pi * step / 100)) / 2 all the way.
+    schedule = WarmupDecay(2.0, 4, 100, "cosine")
+    expected = {0: 0.4, 4: 2 * 0.996057, 25: 2 * 0.853553, 50: 1.0, 75: 2 * 0.146447, 100: 0.0, 200: 0.0}
+    for step, rate in expected.items():
+        assert float(array(schedule(step))) == pytest.approx(rate, abs=1e-5), step
+    assert float(array(schedule(1))) == pytest.approx(2 * 0.4 * 0.999753, abs=1e-5)
+
+
+def test_steps_by_hand():
+    # 90 steps: a tenth from 60 on, a hundredth from 80 on.
+    schedule = WarmupDecay(2.0, 1, 90, "step")
+    expected = {0: 1.0, 1: 2.0, 59: 2.0, 60: 0.2, 79: 0.2, 80: 0.02, 89: 0.02}
+    assert {step: round(float(array(schedule(step))), 6) for step in expected} == expected
+
+
+def test_a_short_runs_warm_up_takes_a_quarter_of_it():
+    settings = load_config().train
+    assert [build_optimizer(settings, steps)._learning_rate.warmup_steps for steps in (8, 100_000)] == [2, 200]
+
+
+# -------------------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two epochs on four pictures and one of validation: (folder, history, config, records)."""
+    folder = tmp_path_factory.mktemp("training")
+    records = [*write_tiny_pictures(folder / "a"), *write_tiny_pictures(folder / "b", 1)]
+    config = tiny_config("train.epochs=2", "data.val_fraction=0.2", "train.seed=1", "train.learning_rate=0.005")
+    history = train(config, records, class_names=CLASS_NAMES, output=folder / "run", verbose=0)
+    return folder / "run", history.history, config, records
+
+
+def test_history_holds_every_loss_of_both_parts(run):
+    folder, history, *_ = run
+    losses = ["loss", *LOSSES]
+    expected = {*losses, *(f"val_{name}" for name in losses), "val_map", "pictures_per_second", "data_wait"}
+    assert set(history) >= expected
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 and set(rows[0]) >= {"epoch", *expected}
+    for epoch, row in enumerate(rows):
+        assert all(float(row[name]) == pytest.approx(history[name][epoch], rel=1e-4) for name in expected)
+        assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in LOSSES), rel=1e-4)
+        assert float(row["pictures_per_second"]) > 0
+        assert 0 <= float(row["data_wait"]) <= 1 and 0 <= float(row["val_map"]) <= 1
+
+
+def test_the_run_folder_says_how_the_run_was_made(run):
+    folder, _, config, _ = run
+    assert load_run_config(folder) == (config, CLASS_NAMES)
+    assert load_config(folder / "config.yaml") == config
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["seed"] == 1
+    assert environment["versions"]["keras"] == keras.__version__
+    assert environment["device"].startswith(keras.backend.backend())
+    height, width, _ = read_image(folder / "curves.png").shape
+    assert height > 100 and width > 100
+
+
+def test_the_split_can_be_read_again(run):
+    folder, _, config, records = run
+    expected = split_records(records, 0.2, config.train.seed)
+    assert [len(part) for part in expected] == [4, 1]
+    for name, part in zip(("train", "validation"), expected):
+        found, _ = read_records(folder / f"{name}.txt", class_names=CLASS_NAMES)
+        assert [(record.path, record.size) for record in found] == [(record.path, record.size) for record in part]
+        for again, record in zip(found, part):
+            assert again.boxes.tolist() == record.boxes.tolist() and again.labels.tolist() == record.labels.tolist()
+
+
+def test_both_weights_detect(run):
+    folder, _, _, records = run
+    for weights in ("best", "last"):
+        detector = load_detector(folder, weights=weights, overrides=["detect.score_threshold=0"])
+        (found,) = detect(detector, records[0].path)
+        assert_is_detections(found, CLASS_NAMES, size=records[0].size)
+        assert len(found)
+
+
+def test_a_folder_that_holds_a_run_is_refused(run):
+    folder, _, config, records = run
+    before = (folder / "config.yaml").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="holds a run already: choose another output folder"):
+        train(config, records, class_names=CLASS_NAMES, output=folder)
+    assert (folder / "config.yaml").stat().st_mtime_ns == before
+
+
+@leaves_a_file_open
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pictures(tmp_path):
+    records = write_tiny_pictures(tmp_path)
+    config = tiny_config("train.learning_rate=1e30", "train.clip_norm=1e30", "train.epochs=3")
+    with pytest.raises(FloatingPointError, match="epoch 1, step 2") as caught:
+        train(config, records, class_names=CLASS_NAMES, validation=[], output=tmp_path / "run", verbose=0)
+    first, second = (batch_files(records, config, config.train.seed, 0, step) for step in (0, 1))
+    assert ", ".join(second) in str(caught.value) and not any(file in str(caught.value) for file in first)
+    assert "train.learning_rate" in str(caught.value)
+    assert not list((tmp_path / "run").glob("*.h5"))
+
+
+@leaves_a_file_open
+def test_a_picture_that_has_gone_is_named(tmp_path):
+    records = write_tiny_pictures(tmp_path)
+    config = tiny_config("train.epochs=2")
+    gone = batch_files(records, config, config.train.seed, 0, 1)[0]  # not of the first batch, which is read on its own
+    Path(gone).unlink()
+    with pytest.raises(ValueError, match=r"cannot read the picture") as caught:
+        train(config, records, class_names=CLASS_NAMES, validation=[], output=tmp_path / "run", verbose=0)
+    assert gone in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_patience_ends_a_run_even_while_pictures_are_slow_to_read(tmp_path, monkeypatch):
+    """A learning rate that changes nothing: no epoch beats the first. The generator is busy when the run ends."""
+
+    def slowly(path):
+        time.sleep(0.2)
+        return read_image(path)
+
+    monkeypatch.setattr("frcnn.data.batches.read_image", slowly)
+    records = write_tiny_pictures(tmp_path)
+    config = tiny_config("train.epochs=9", "train.patience=2", "train.learning_rate=1e-9")
+    history = train(
+        config, records[:2], class_names=CLASS_NAMES, validation=records[2:], output=tmp_path / "run", verbose=0
+    ).history
+    assert len(history["loss"]) == 3
+    assert all(0 <= share <= 1 for share in history["data_wait"])
+
+
+def test_batches_can_be_closed_while_another_thread_waits_for_one():
+    started = threading.Event()
+
+    def slow():
+        started.set()
+        time.sleep(0.2)
+        yield 1
+
+    batches, got = TimedBatches(slow()), []
+    thread = threading.Thread(target=lambda: got.append(next(batches)))
+    thread.start()
+    started.wait()
+    batches.close()
+    thread.join()
+    assert got == [1] and batches.seconds >= 0.2
+    assert list(batches) == []
