@@ -1,5 +1,6 @@
 """Detection: from a run folder and pictures to `Detections` in the pictures' own pixels."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ def load_detector(run, *, weights="best", overrides=()):
     config, class_names = load_run_config(run / "config.pickle")
     model = build_detector(with_overrides(config, overrides), class_names)
     try:
-        model.load_weights(file)
+        with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips before it raises
+            model.load_weights(file)
     except (ValueError, OSError, KeyError) as error:
         classes = f"{len(class_names)} class{'es' * (len(class_names) > 1)}"
         raise ValueError(

@@ -64,7 +64,7 @@ def test_pictures_of_different_sizes_get_boxes_of_their_own_pixels(detector):
     for size, found in zip(sizes, detect(detector, images), strict=True):
         assert_is_detections(found, CLASS_NAMES, size=size)
         assert len(found)
-        assert found.boxes[:, 2:].max(axis=0) == pytest.approx(size[::-1], rel=0.2)  # they span the picture
+        assert (found.boxes[:, 2:].max(axis=0) > 0.6 * np.array(size[::-1])).all()  # they span the picture
 
 
 @pytest.mark.parametrize(("down", "right"), [(3, 3), (2, 5)])

@@ -38,10 +38,10 @@ def main(argv=None):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(execute=module.run)  # not "run": detect and evaluate have an argument of that name
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments)
+        return arguments.execute(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("FRCNN_TRACEBACK"):
             raise

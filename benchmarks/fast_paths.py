@@ -1,0 +1,101 @@
+"""What each TensorFlow fast path of frcnn/backend.py gains over its portable twin: `python -m benchmarks.fast_paths`.
+
+Both forms run in one process, taking turns, compiled as in training; a row gives their median times and the ratio.
+"""
+
+import os
+import statistics
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+
+from frcnn import backend
+from frcnn.ops.nms import non_max_suppression, portable_nms
+from frcnn.ops.roi_align import interpolate_points, roi_align
+
+ROUNDS = 9
+
+
+def main():
+    """Print the table."""
+    print(f"{'fast path':<46}{'fast':>10}{'portable':>10}{'ratio':>7}")
+    for name, fast, portable in cases():
+        report(name, tf.function(fast), tf.function(portable))
+    return 0
+
+
+def report(name, fast, portable):
+    """Print one row: medians in ms over rounds in which both take their turn."""
+    times = {fast: [], portable: []}
+    for round_number in range(ROUNDS + 1):
+        for function, seconds in times.items():
+            start = time.perf_counter()
+            tf.nest.map_structure(lambda tensor: tensor.numpy(), function())
+            if round_number:  # the first round compiles
+                seconds.append(time.perf_counter() - start)
+    quick, slow = (1000 * statistics.median(seconds) for seconds in times.values())
+    print(f"{name:<46}{quick:>7.1f} ms{slow:>7.1f} ms{slow / quick:>7.1f}", flush=True)
+
+
+def cases():
+    """Yield (name, fast function, portable function)."""
+    generator = np.random.default_rng(0)
+    for count, kept in ((2000, 300), (6000, 300), (12000, 2000)):
+        corners = generator.uniform(0, 500, (1, count, 2))
+        boxes = np.concatenate([corners, corners + generator.uniform(10, 150, corners.shape)], -1)
+        arguments = tf.constant(boxes, tf.float32), tf.constant(generator.random((1, count)), tf.float32), 0.7, kept
+        yield (
+            f"NMS, {count} boxes, {kept} kept",
+            lambda arguments=arguments: non_max_suppression(*arguments),
+            lambda arguments=arguments: portable_nms(*arguments),
+        )
+    for rois, size in ((32, 7), (300, 7), (128, 14)):
+        yield from roi_align_cases(generator, rois, size)
+    yield from batch_norm_cases(generator)
+
+
+def roi_align_cases(generator, rois, size):
+    """RoIAlign on a stride-16 map of a 480x640 picture, 256 channels; forward only, where the two forms differ."""
+    features = tf.constant(generator.normal(size=(1, 30, 40, 256)), tf.bfloat16)
+    corners = generator.uniform(0, 400, (1, rois, 2))
+    boxes = tf.constant(np.concatenate([corners, corners + generator.uniform(20, 200, corners.shape)], -1), tf.float32)
+
+    def portable():
+        original = backend.tensorflow_roi_align
+        backend.tensorflow_roi_align = lambda features, y, x, ratio, _: interpolate_points(features, y, x, ratio)
+        try:
+            return roi_align(features, boxes, size, 16)
+        finally:
+            backend.tensorflow_roi_align = original
+
+    yield f"RoIAlign, {rois} RoIs, {size}x{size}", lambda: roi_align(features, boxes, size, 16), portable
+
+
+def batch_norm_cases(generator):
+    """Batch normalisation in training, forward and backward, of stage 2 on four 480x640 pictures."""
+    x = tf.constant(generator.normal(size=(4, 120, 160, 64)), tf.bfloat16)
+    gamma, beta = tf.ones(64), tf.zeros(64)
+
+    def gradients(normalise):
+        with tf.GradientTape() as tape:
+            tape.watch((x, gamma, beta))
+            y, _, _ = normalise(x, gamma, beta, 1e-5)
+        return [tf.cast(gradient, tf.float32) for gradient in tape.gradient(y, (x, gamma, beta), y)]
+
+    def portable():
+        original = backend.is_tensorflow
+        backend.is_tensorflow = lambda: False
+        try:
+            return gradients(backend.batch_normalise)
+        finally:
+            backend.is_tensorflow = original
+
+    yield "batch normalisation, (4, 120, 160, 64)", lambda: gradients(backend.batch_normalise), portable
+
+
+if __name__ == "__main__":
+    sys.exit(main())
