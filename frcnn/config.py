@@ -53,7 +53,7 @@ class ModelConfig(_Section):
 
     depth: Literal[18, 50] = _field(50, "ResNet depth (He et al. 2015, table 1)")
     norm: Literal["auto", "frozen", "batch", "group"] = _field(
-        "auto", "normalisation; auto: frozen with initial weights, batch when training from scratch"
+        "auto", "normalisation; auto: batch, because frozen statistics of a random network cannot learn"
     )
     anchor_sizes: tuple[Positive, ...] = _field(
         (128, 256, 512), "square roots of the anchors' areas, pixels", min_length=1

@@ -58,14 +58,16 @@ class TestWithARun:
         assert (code, error) == (0, "")
         assert "4 pictures" in out and "runs/one" in out
         written = sorted(path.name for path in (tmp_path / "found" / "pictures").iterdir())
-        assert written == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+        assert written == ["0.png", "1.png", "2.png", "3.png"]
         assert isinstance(json.loads((tmp_path / "found" / "detections.json").read_text()), list | dict)
         assert len((tmp_path / "found" / "detections.csv").read_text().splitlines()) > 1
 
     def test_the_newest_run_is_taken_and_the_score_holds(self, frcnn, tmp_path):
         code, out, _ = frcnn("detect", "-p", "pictures/0.png", "--score", 1, "--output", tmp_path)
         assert code == 0 and "1 pictures, 0 detections" in out
-        assert len((tmp_path / "detections.csv").read_text().splitlines()) == 1  # the header
+        assert (tmp_path / "detections.csv").read_text().splitlines()[1:] == [
+            "pictures/0.png,,,,,,"
+        ]  # looked at, empty
 
     def test_a_broken_picture_is_skipped_and_said(self, frcnn, tmp_path):
         folder = tmp_path / "mixed"
@@ -74,7 +76,7 @@ class TestWithARun:
         code, out, error = frcnn("detect", "-p", folder, "--run", "runs/one", "--output", tmp_path / "found")
         assert code == 1 and "2 pictures" in out
         assert error.startswith("frcnn detect: skipped: ") and "00.png" in error and len(error.splitlines()) == 1
-        assert sorted(path.name for path in (tmp_path / "found" / "pictures").iterdir()) == ["0.jpg", "1.jpg"]
+        assert sorted(path.name for path in (tmp_path / "found" / "pictures").iterdir()) == ["0.png", "1.png"]
 
     def test_evaluate_prints_a_table_and_writes_json(self, frcnn, tmp_path):
         code, out, error = frcnn("evaluate", "-p", "all.txt", "--run", "runs/one", "--output", tmp_path / "e.json")

@@ -39,7 +39,10 @@ def main(argv=None):
         )
         module.add_arguments(command)
         command.set_defaults(execute=module.run)  # not "run": detect and evaluate have an argument of that name
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if not all("=" in token and not token.startswith("-") for token in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides += rest  # argparse takes positional arguments from one place only, people write them anywhere
     try:
         return arguments.execute(arguments)
     except (ValueError, OSError, FloatingPointError) as error:

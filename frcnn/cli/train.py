@@ -35,9 +35,10 @@ def run(arguments):
     print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
 
     from frcnn import backend, training
-    from frcnn.models.detector import dtype_policy
+    from frcnn.models.detector import dtype_policy, normalisation
 
-    print(f"{backend.start_device()}, {dtype_policy(config.train.precision)}; run folder {output}", flush=True)
+    numbers = f"{dtype_policy(config.train.precision)}, {normalisation(config.model.norm)} normalisation"
+    print(f"{backend.start_device()}, {numbers}; run folder {output}", flush=True)
     start = time.perf_counter()
     verbose = 1 if sys.stdout.isatty() else 2
     history = training.train(

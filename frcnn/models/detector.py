@@ -9,6 +9,7 @@ Keras's training step is overridden. The backbone runs once a step.
 
 import keras
 
+from frcnn import backend
 from frcnn.models.heads import build_rpn_head, build_stage5_head
 from frcnn.models.layers import (
     AnchorGrid,
@@ -121,7 +122,7 @@ def _image_inputs():
 def _build_parts(config, num_classes):
     """The shared layers: everything with weights, and the steps that training and detection have in common."""
     model, seed = config.model, config.train.seed
-    norm = "batch" if model.norm == "auto" else model.norm
+    norm = normalisation(model.norm)
     dtype = dtype_policy(config.train.precision)
     backbone = build_backbone(model.depth, norm, dtype, seed)
     channels = backbone.output_shape[-1]
@@ -157,10 +158,13 @@ def build_backbone(depth, norm, dtype="float32", seed=0):
     return keras.Model(images, x, name="backbone")
 
 
-def dtype_policy(precision):
-    """The Keras dtype policy of a `TrainConfig.precision`."""
-    from frcnn import backend
+def normalisation(norm):
+    """The `ConvNorm` mode of a `ModelConfig.norm`: what "auto" stands for in training from scratch."""
+    return "batch" if norm == "auto" else norm
 
+
+def dtype_policy(precision):
+    """The Keras dtype policy of a `TrainConfig.precision`: what "auto" stands for on this machine."""
     native = precision == "bfloat16" or (precision == "auto" and backend.bfloat16_is_native())
     return "mixed_bfloat16" if native else "float32"
 
