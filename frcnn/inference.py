@@ -53,6 +53,10 @@ def load_detector(run, *, weights="best", overrides=()):
 def detect(detector, images, *, batch_size=BATCH_SIZE):
     """Detect objects in pictures.
 
+    The pictures of a batch are padded to one size. Convolutions carry a little of what they see into that padding and
+    back, so with mixed sizes a score may depend slightly on a picture's neighbours, as in torchvision; with
+    `batch_size=1` it does not.
+
     Args:
         detector: from `load_detector` or `detection_model`.
         images: one picture or a list of them, each a path or an (H, W, 3) uint8 RGB array.
