@@ -1,7 +1,7 @@
 """Draw a small detection data set: circles, squares and triangles on textured backgrounds, with their boxes.
 
 It is what `make demo` trains on: no network, the same files for the same seed. As with real things, outline and hue
-tell the class; shade, texture, size, place and background do not. Shapes overlap and leave the picture, but half of
+tell the class; shade, texture, size, place and background do not. Shapes overlap and leave the picture, but most of
 each stays visible.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 
 HUES = {"circle": (50, 60, 230), "square": (70, 200, 50), "triangle": (235, 90, 70)}  # BGR, as OpenCV writes them
 CLASS_NAMES = tuple(HUES)
-SMALLEST, LARGEST = 24, 140  # side of a shape's box before rotation, pixels
-MOST_SHAPES = 6
-LEAST_VISIBLE = 0.5  # of a shape's area, after what covers it and what lies outside the picture
+SMALLEST, LARGEST = 28, 140  # side of a shape's box before rotation, pixels
+MOST_SHAPES = 5
+LEAST_VISIBLE = 0.8  # of a shape's area, after what covers it and what lies outside the picture
 EMPTY_EVERY = 25  # one picture in so many holds no shape
 JPEG_QUALITY = 90
 

@@ -117,6 +117,7 @@ def plot_history(history, path):
     if "epoch" not in table or not any(name in table for name in _LOSSES):
         where = "history" if isinstance(history, pd.DataFrame) else os.fspath(history)
         raise ValueError(f"{where} has the columns {list(table)}: it needs epoch and one of {', '.join(_LOSSES)}")
+    table = table.assign(epoch=table["epoch"] + 1)  # Keras counts from 0 in its files and from 1 in what it prints
     has_map = "val_map" in table and table["val_map"].notna().any()
     figure = Figure(figsize=(12 if has_map else 7, 4.5), layout="constrained")
     axes = figure.subplots(1, 2 if has_map else 1, squeeze=False)[0]

@@ -174,8 +174,8 @@ def test_history_draws_five_losses_and_dashes_the_validation(monkeypatch, tmp_pa
 def test_history_draws_map_beside_where_it_was_measured(monkeypatch, tmp_path):
     table = history().assign(val_map=[0.1, np.nan, 0.4])
     _, scores = drawn_axes(monkeypatch, table, tmp_path / "history.png")
-    assert scores.lines[0].get_xydata().tolist() == [[0, 0.1], [2, 0.4]]
-    assert scores.get_title() == "Validation mAP, best 0.400 in epoch 2"
+    assert scores.lines[0].get_xydata().tolist() == [[1, 0.1], [3, 0.4]]
+    assert scores.get_title() == "Validation mAP, best 0.400 in epoch 3"
     assert len(drawn_axes(monkeypatch, history().assign(val_map=np.nan), tmp_path / "none.png")) == 1
 
 
@@ -183,7 +183,7 @@ def test_history_of_one_epoch_shows_a_dot_at_a_whole_number(monkeypatch, tmp_pat
     (losses,) = drawn_axes(monkeypatch, history(1), tmp_path / "history.png")
     assert losses.lines[0].get_marker() == "."
     low, high = losses.get_xlim()
-    assert [tick for tick in losses.get_xticks() if low <= tick <= high] == [0]
+    assert [tick for tick in losses.get_xticks() if low <= tick <= high] == [1]
 
 
 @pytest.mark.parametrize("columns", [["epoch", "accuracy"], ["loss", "accuracy"]])

@@ -58,7 +58,9 @@ def _nms_of_block(boxes, alive, iou_threshold):
         return alive & ~ops.any(overlaps & keep[..., None], axis=1), keep
 
     # The n-th box is right after n steps at the latest; once a step changes nothing, all are.
-    keep, _ = ops.while_loop(lambda new, old: ops.any(new != old), step, step(alive, alive), maximum_iterations=None)
+    keep, _ = ops.while_loop(
+        lambda new, old: ops.any(new != old), step, step(alive, alive), maximum_iterations=boxes.shape[1]
+    )
     return keep
 
 

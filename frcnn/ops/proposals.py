@@ -28,9 +28,7 @@ def select_proposals(rpn_logits, rpn_deltas, anchors, image_sizes, *, pre_nms, p
     boxes = clip_boxes(boxes, image_sizes)
     large = (boxes[..., 2] - boxes[..., 0] >= min_size) & (boxes[..., 3] - boxes[..., 1] >= min_size)
     scores = ops.where(large, ops.sigmoid(logits), float("-inf"))
-    # Logits order the boxes: sigmoid saturates in float32 and would make ties of confident anchors.
-    keep = non_max_suppression(boxes, ops.where(large, logits, float("-inf")), nms_iou, post_nms)
-    return gather_kept(boxes, scores, keep)
+    return gather_kept(boxes, scores, non_max_suppression(boxes, scores, nms_iou, post_nms))
 
 
 def gather_kept(boxes, scores, keep):
