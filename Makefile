@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BACKEND_TESTS ?= $(wildcard tests/ops tests/models tests/test_backends.py)
 PYTEST_ARGS ?=
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 # pip's own news is of no interest here.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

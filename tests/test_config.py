@@ -200,7 +200,7 @@ def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("pathlib.Path.replace", fail)
+    monkeypatch.setattr("frcnn.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_config(Config(), tmp_path, ["new"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.pickle", "config.yaml"]

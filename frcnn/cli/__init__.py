@@ -23,7 +23,7 @@ def main(argv=None):
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
         explained in a sentence; 130 interrupted.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up notes are not ours
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or a machine without GPU is told of an error at every start
     parser = argparse.ArgumentParser(
         "frcnn", description="Faster R-CNN for Keras 3.", epilog="example: frcnn train -p annotations.txt"
     )
