@@ -102,6 +102,7 @@ class DetectConfig(_Section):
     score_threshold: float = _field(0.05, "lowest score of a detection", ge=0, le=1)
     nms_iou: float = _field(0.5, "detections of a class that overlap a better one by more are dropped", ge=0, le=1)
     max_detections: int = _field(100, "most detections in a picture", ge=1)
+    batch_size: int = _field(4, "pictures in a pass", ge=1)
 
 
 class TrainConfig(_Section):

@@ -12,8 +12,6 @@ from frcnn.data.threads import map_in_threads
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.records import Detections
 
-BATCH_SIZE = 4
-
 
 def load_detector(run, *, weights="best", overrides=()):
     """Build the detection model of a run and load its weights.
@@ -50,7 +48,7 @@ def load_detector(run, *, weights="best", overrides=()):
     return detection_model(model)
 
 
-def detect(detector, images, *, batch_size=BATCH_SIZE):
+def detect(detector, images, *, batch_size=None):
     """Detect objects in pictures.
 
     The pictures of a batch are padded to one size. Convolutions carry a little of what they see into that padding and
@@ -60,7 +58,7 @@ def detect(detector, images, *, batch_size=BATCH_SIZE):
     Args:
         detector: from `load_detector` or `detection_model`.
         images: one picture or a list of them, each a path or an (H, W, 3) uint8 RGB array.
-        batch_size: pictures in a pass.
+        batch_size: pictures in a pass; None: the config's `detect.batch_size`.
 
     Returns:
         list of `Detections`, in the order of `images`, boxes in the pixels of the original pictures.
@@ -78,7 +76,7 @@ def detect(detector, images, *, batch_size=BATCH_SIZE):
     return found
 
 
-def detect_stream(detector, images, *, batch_size=BATCH_SIZE):
+def detect_stream(detector, images, *, batch_size=None):
     """Yield, picture by picture and in order, its `Detections`, or the ValueError of a picture that cannot be read.
 
     Pictures are read and resized in threads, a few batches ahead, so that a folder of any length needs little memory.
@@ -87,7 +85,7 @@ def detect_stream(detector, images, *, batch_size=BATCH_SIZE):
         detector, batch_size: see `detect`.
         images: iterable of paths or (H, W, 3) uint8 RGB arrays.
     """
-    data = detector.config.data
+    data, batch_size = detector.config.data, batch_size or detector.config.detect.batch_size
     batch, waiting = [], []
     prepared = map_in_threads(lambda image: _prepare(image, data), images, data.workers, 2 * batch_size)
     for item in prepared:

@@ -93,7 +93,10 @@ class TestWithARun:
             (["detect", "-p", "nowhere"], ["nowhere", "no such folder or picture"]),
             (["detect", "-p", "runs"], ["runs holds no picture"]),
             (["detect", "-p", "pictures", "--run", "nowhere"], ["nowhere", "not a finished run"]),
-            (["detect", "-p", "pictures", "--weights", "last", "--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+            (
+                ["detect", "-p", "pictures", "--weights", "last", "--batch-size", "0"],
+                ["detect.batch_size", "greater than or equal to 1"],
+            ),
             (["detect", "-p", "pictures", "--score", "2"], ["score", "less than or equal to 1"]),
             (["detect", "-p", "pictures", "--nms", "-1"], ["nms", "greater than or equal to 0"]),
             (["detect", "-p", "pictures", "detect.max=3"], ["unknown field detect.max"]),

@@ -19,7 +19,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--nms", type=float, metavar="IOU", help="overlap above which the weaker goes (default: the run's, 0.5)"
     )
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures in a pass (default: 4)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures in a pass (default: the run's, 4)")
     add_override_argument(parser)
 
 
@@ -61,19 +61,14 @@ def find_pictures(path):
 
 
 def _load(arguments, run_folder):
-    overrides = list(arguments.overrides)
-    if arguments.score is not None:
-        overrides.append(f"detect.score_threshold={arguments.score}")
-    if arguments.nms is not None:
-        overrides.append(f"detect.nms_iou={arguments.nms}")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size {arguments.batch_size} must be at least 1")
+    flags = {"score_threshold": arguments.score, "nms_iou": arguments.nms, "batch_size": arguments.batch_size}
+    overrides = [f"detect.{field}={value}" for field, value in flags.items() if value is not None]
 
     from frcnn import backend
     from frcnn.inference import load_detector
 
     print(f"{backend.start_device()}; run folder {run_folder}", flush=True)
-    return load_detector(run_folder, weights=arguments.weights, overrides=overrides)
+    return load_detector(run_folder, weights=arguments.weights, overrides=[*arguments.overrides, *overrides])
 
 
 def _detect_all(detector, paths, arguments, folder):
@@ -85,7 +80,7 @@ def _detect_all(detector, paths, arguments, folder):
 
     found, broken = [], []
     progress = keras.utils.Progbar(len(paths), unit_name="picture", verbose=1 if sys.stdout.isatty() else 2)
-    for result in detect_stream(detector, paths, batch_size=arguments.batch_size):
+    for result in detect_stream(detector, paths):
         if isinstance(result, Exception):
             broken.append(result)
         else:

@@ -102,7 +102,7 @@ def detection_model(model):
     )
     proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
     logits, deltas = _apply_head(parts, features, proposals, rpn.test_post_nms)
-    settings = config.detect.model_dump() | {"delta_weights": config.roi.delta_weights}
+    settings = config.detect.model_dump(exclude={"batch_size"}) | {"delta_weights": config.roi.delta_weights}
     detections = SelectDetections(name="detections", **settings)(
         proposals, scores, logits, deltas, inputs["image_sizes"]
     )
