@@ -106,7 +106,8 @@ def test_a_wrong_file_is_said_in_one_sentence(write, text, message):
 
 
 def test_a_section_without_fields_names_them(write):
-    message = "x.yaml: detect (5) must be a section with fields of its own: score_threshold, nms_iou, max_detections, batch_size"
+    fields = "score_threshold, nms_iou, max_detections, batch_size"
+    message = f"x.yaml: detect (5) must be a section with fields of its own: {fields}"
     assert config_error(write("detect: 5")) == message
     assert config_error(write("detect: 5"), ["detect.nms_iou=0.4"]) == message
 
