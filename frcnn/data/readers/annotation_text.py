@@ -136,7 +136,8 @@ def _find_pictures(table, folder, errors):
         list of paths, (pictures, 2) float32 sizes (height, width) with NaN where a picture could not be read.
     """
     name_indices, names = pd.factorize(table.filepath)
-    lines = table.line[~table.filepath.duplicated()]
+    # Names are numbered as they appear: each new one raises the running maximum.
+    lines = table.line[np.diff(np.maximum.accumulate(name_indices), prepend=-1) > 0]
     places = [_locate(name, folder, line, errors) for name, line in zip(names, lines, strict=True)]
     # Two spellings of one file are one picture: two records would each be trained with a part of its boxes.
     picture_indices, pictures = pd.factorize(np.array(places, object))
