@@ -124,14 +124,22 @@ def _processor_flags():
 
 
 def start_device():
-    """Make a GPU's memory grow with need, and say what Keras computes on: "tensorflow on CPU"."""
+    """Let a GPU's memory grow with need, as TensorFlow allows before the first tensor only; return `device_name()`."""
+    if is_tensorflow():
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return device_name()
+
+
+def device_name():
+    """What Keras computes on: "tensorflow on CPU"."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
         device = f"{len(gpus)} GPU" if gpus else "CPU"
     elif backend == "jax":
         import jax

@@ -312,6 +312,6 @@ def _environment(config):
         "seed": config.train.seed,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "device": backend.start_device(),
+        "device": backend.device_name(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }

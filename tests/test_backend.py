@@ -119,3 +119,15 @@ def test_bfloat16_is_native_from_compute_capability_8_on(monkeypatch, capability
 
 def test_the_device_is_named_with_its_backend():
     assert backend.start_device().startswith(f"{keras.backend.backend()} on ")
+
+
+@pytest.mark.tensorflow
+def test_only_the_start_touches_a_gpus_memory(monkeypatch):
+    """Once tensors exist TensorFlow refuses it, and a run's files name the device after its model is built."""
+    import tensorflow as tf
+
+    grown = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, enable: grown.append((gpu, enable)))
+    assert backend.device_name() == "tensorflow on 1 GPU" and grown == []
+    assert backend.start_device() == "tensorflow on 1 GPU" and grown == [("a GPU", True)]
