@@ -1,6 +1,7 @@
 """The two plain records that everything at the edges speaks: a picture with its boxes, and what was found in one."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ class ImageRecord:
         boxes: (G, 4) float32, xyxy pixels, half-open, inside the picture; G may be 0 (a background-only picture).
         labels: (G,) int32, indices into the class names.
         difficult: (G,) bool, boxes that an evaluation neither rewards nor punishes (Pascal VOC).
+        crowd: (G,) bool, boxes around many objects of a class (COCO's `iscrowd`); no evaluation counts them either.
 
     Raises:
         ValueError: shapes disagree, or a box is degenerate, not finite or outside the picture.
@@ -25,13 +27,17 @@ class ImageRecord:
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray = field(default=None)
+    crowd: np.ndarray = field(default=None)
 
     def __post_init__(self):
         _set(self, size=tuple(int(side) for side in self.size))
         _set(self, boxes=np.asarray(self.boxes, np.float32).reshape(-1, 4), labels=np.asarray(self.labels, np.int32))
-        difficult = np.zeros(len(self.boxes), bool) if self.difficult is None else np.asarray(self.difficult, bool)
-        _set(self, difficult=difficult)
-        _require_equal_lengths(self.path, boxes=self.boxes, labels=self.labels, difficult=self.difficult)
+        for name in ("difficult", "crowd"):
+            flags = getattr(self, name)
+            _set(self, **{name: np.zeros(len(self.boxes), bool) if flags is None else np.asarray(flags, bool)})
+        _require_equal_lengths(
+            self.path, boxes=self.boxes, labels=self.labels, difficult=self.difficult, crowd=self.crowd
+        )
         height, width = self.size
         low, high = self.boxes[:, :2], self.boxes[:, 2:]
         inside = (low >= 0) & (low < high) & (high <= np.array((width, height)))
@@ -54,6 +60,7 @@ class Detections:
         labels: (D,) int32, indices into `class_names`.
         class_names: tuple of K strings.
         path: the picture's file, or "" when an array was given.
+        size: (height, width) of the picture in pixels, or None where it is not known.
     """
 
     boxes: np.ndarray
@@ -61,8 +68,10 @@ class Detections:
     labels: np.ndarray
     class_names: tuple
     path: str = ""
+    size: tuple = None
 
     def __post_init__(self):
+        _set(self, size=None if self.size is None else tuple(int(side) for side in self.size))
         _set(self, boxes=np.asarray(self.boxes, np.float32).reshape(-1, 4), class_names=tuple(self.class_names))
         _set(self, scores=np.asarray(self.scores, np.float32), labels=np.asarray(self.labels, np.int32))
         _require_equal_lengths(self.path, boxes=self.boxes, scores=self.scores, labels=self.labels)
@@ -70,10 +79,51 @@ class Detections:
     def __len__(self):
         return len(self.boxes)
 
+    def __repr__(self):
+        """`Detections(a.jpg: 3 x car, 1 x person; best 0.98)`, the most frequent class first."""
+        names = Counter(self.class_names[label] for label in self.labels).most_common()
+        text = ", ".join(f"{count} x {name}" for name, count in names)
+        text = f"{text}; best {self.scores.max():.2f}" if len(self) else "nothing"
+        return f"Detections({self.path}{': ' * bool(self.path)}{text})"
+
     def above(self, score):
         """The detections whose score is at least `score`, in the same order."""
-        keep = self.scores >= score
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names, self.path)
+        return self._where(self.scores >= score)
+
+    def of_classes(self, names):
+        """The detections of the classes `names`, in the same order; the labels stay as they are."""
+        return self._where(np.isin(self.labels, [k for k, name in enumerate(self.class_names) if name in names]))
+
+    def to_pandas(self):
+        """A DataFrame with the columns of the CSV file, file, x1, y1, x2, y2, score, class, and a row per detection."""
+        import pandas as pd  # it takes longer to import than everything else that needs records
+
+        table = pd.DataFrame(self.boxes, columns=["x1", "y1", "x2", "y2"])
+        table.insert(0, "file", self.path)
+        return table.assign(score=self.scores, **{"class": [self.class_names[label] for label in self.labels]})
+
+    def plot(self, image=None):
+        """Draw the detections into their picture.
+
+        Args:
+            image: the picture as a path or (H, W, 3) uint8 RGB array, which is not changed; None reads `path`.
+
+        Returns:
+            (H, W, 3) uint8 RGB, what `matplotlib.pyplot.imshow` shows.
+
+        Raises:
+            ValueError: the picture cannot be read, or none is given and `path` is empty.
+        """
+        from frcnn.data.images import read_image
+        from frcnn.visualize import draw_detections
+
+        image = self.path if image is None else image
+        if isinstance(image, str) and not image:
+            raise ValueError("these detections come from an array: give the picture, as in detections.plot(image)")
+        return draw_detections(image if isinstance(image, np.ndarray) else read_image(image), self)
+
+    def _where(self, keep):
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
 
 
 def _set(record, **values):

@@ -43,7 +43,8 @@ def assert_is_record(record, class_names=None):
     assert all(type(side) is int and side > 0 for side in record.size)
     assert (record.boxes.shape, record.boxes.dtype) == ((count, 4), np.float32)
     assert (record.labels.shape, record.labels.dtype) == ((count,), np.int32)
-    assert (record.difficult.shape, record.difficult.dtype) == ((count,), bool)
+    for flags in (record.difficult, record.crowd):
+        assert (flags.shape, flags.dtype) == ((count,), bool)
     height, width = record.size
     assert (record.boxes[:, :2] >= 0).all()
     assert (record.boxes[:, :2] < record.boxes[:, 2:]).all()

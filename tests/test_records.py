@@ -1,9 +1,12 @@
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 
+from frcnn.outputs import write_csv
 from frcnn.records import Detections, ImageRecord
+from frcnn.visualize import draw_detections
 from tests.contracts import assert_is_detections, assert_is_record
 
 
@@ -11,8 +14,9 @@ def test_a_record_takes_plain_lists():
     record = ImageRecord("a.png", [40, 60], [[0, 0, 60, 40], [1.5, 2, 3, 4]], [1, 0])
     assert_is_record(record, ("a", "b"))
     assert record.size == (40, 60)
-    assert record.difficult.tolist() == [False, False]
-    assert ImageRecord("a.png", (40, 60), [[0, 0, 1, 1]], [0], [True]).difficult.tolist() == [True]
+    assert record.difficult.tolist() == record.crowd.tolist() == [False, False]
+    flagged = ImageRecord("a.png", (40, 60), [[0, 0, 1, 1]], [0], [True], crowd=[True])
+    assert flagged.difficult.tolist() == flagged.crowd.tolist() == [True]
 
 
 def test_a_record_may_hold_no_box():
@@ -41,6 +45,8 @@ def test_a_box_must_lie_inside_its_picture(box):
 def test_lengths_of_a_record_must_agree(labels, difficult):
     with pytest.raises(ValueError, match=r"a.png: .*must have the same length"):
         ImageRecord("a.png", (40, 60), [(0, 0, 6, 4)], labels, difficult)
+    with pytest.raises(ValueError, match="must have the same length"):
+        ImageRecord("a.png", (40, 60), [(0, 0, 6, 4)], [0], crowd=[False, True])
 
 
 def test_records_cannot_be_changed():
@@ -64,6 +70,54 @@ def test_above_keeps_the_score_itself_and_the_order():
     assert (kept.scores.tolist(), kept.labels.tolist(), kept.path) == ([0.75, 0.5], [1, 0], "x.png")
     assert kept.boxes.tolist() == found.boxes[:2].tolist()
     assert len(found.above(0.8)) == 0 and len(found) == 3
+
+
+def test_of_classes_keeps_labels_and_order():
+    found = Detections(np.eye(3, 4), [0.7, 0.5, 0.2], [1, 0, 1], ["a", "b"], "x.png", (4, 6))
+    assert found.of_classes(["b"]).scores.tolist() == np.float32([0.7, 0.2]).tolist()
+    assert (found.of_classes(["b"]).labels.tolist(), found.of_classes(["b"]).size) == ([1, 1], (4, 6))
+    assert len(found.of_classes(["a", "b"])) == 3 and len(found.of_classes([])) == 0
+    assert len(Detections([], [], [], ["a"]).of_classes(["a"])) == 0
+
+
+def test_detections_read_well():
+    boxes = np.zeros((4, 4))
+    found = Detections(boxes, [0.984, 0.7, 0.6, 0.5], [1, 0, 1, 1], ["person", "car"], "in/a.jpg")
+    assert repr(found) == "Detections(in/a.jpg: 3 x car, 1 x person; best 0.98)"
+    assert repr(found.above(1)) == "Detections(in/a.jpg: nothing)"
+    assert repr(Detections(boxes[:1], [0.5], [0], ["a"])) == "Detections(1 x a; best 0.50)"
+    assert repr([Detections([], [], [], ["a"])]) == "[Detections(nothing)]"
+
+
+def test_a_table_of_detections_has_the_columns_of_the_csv(tmp_path):
+    found = Detections([[0, 0, 6, 4], [1, 2, 3, 4]], [0.75, 0.5], [1, 0], ["a", "b"], "x.png")
+    table = found.to_pandas()
+    assert table.values.tolist() == [["x.png", 0, 0, 6, 4, 0.75, "b"], ["x.png", 1, 2, 3, 4, 0.5, "a"]]
+    header = write_csv(tmp_path / "d.csv", [found]).read_text().partition("\n")[0]
+    assert list(table) == header.split(",")
+    empty = Detections([], [], [], ["a"], "x.png").to_pandas()
+    assert (list(empty), len(empty)) == (list(table), 0)
+
+
+def test_plot_draws_into_the_picture(draw_picture):
+    path = draw_picture("a.png", 80, 120)
+    image = cv2.imread(str(path))[:, :, ::-1]
+    found = Detections([[10, 30, 60, 70]], [0.9], [0], ["a"], str(path))
+    drawn = found.plot()
+    assert (drawn.shape, drawn.dtype) == ((80, 120, 3), np.uint8)
+    np.testing.assert_array_equal(drawn, draw_detections(image, found))
+    assert (drawn != image).any()
+    for given in (path, str(path), image):
+        np.testing.assert_array_equal(Detections([[10, 30, 60, 70]], [0.9], [0], ["a"]).plot(given), drawn)
+    with pytest.raises(ValueError, match=r"come from an array: give the picture, as in detections.plot\(image\)"):
+        Detections([], [], [], ["a"]).plot()
+    with pytest.raises(ValueError, match=r"missing.png: cannot read"):
+        Detections([], [], [], ["a"], "missing.png").plot()
+
+
+def test_the_size_of_a_picture_is_kept():
+    assert Detections([], [], [], ["a"], "x.png", np.array([4, 6])).above(0.5).size == (4, 6)
+    assert Detections([], [], [], ["a"]).size is None
 
 
 def test_lengths_of_detections_must_agree():

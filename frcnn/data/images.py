@@ -1,14 +1,20 @@
 """Pictures in files: their size from the header, their pixels, and the resize rule of training and detection."""
 
+import io
 import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+# Suffixes, in lower case, by which pictures in a folder are known; the readers below go by the content.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Where OpenCV obeys the EXIF tag and Pillow's size does not. Pillow turns a TIFF itself, OpenCV ignores an AVIF's tag.
 _TURNED_BY_EXIF = ("JPEG", "MPO", "PNG", "WEBP")
+# How GIF and TIFF begin: their transparent pixels, OpenCV paints with one colour (GIF) or black (TIFF).
+_HIDES_COLOURS = (b"GIF8", b"II*\0", b"MM\0*")
+_NO_PICTURE = "not a picture, or of a kind that is not read, such as floating-point TIFF"
 
 
 def image_size(path):
@@ -29,18 +35,29 @@ def image_size(path):
 def read_image(path):
     """Decode a picture file to (H, W, 3) uint8 RGB: EXIF rotation applied, alpha dropped, 16 bits cut to 8.
 
+    Of several pictures in a file (GIF, TIFF, WebP) the first is taken.
+
     Raises:
-        ValueError: the file is missing, not a picture or truncated; names the file.
+        ValueError: the file is missing, not a picture, truncated, or of 32 bits a channel; names the file.
     """
     # cv2.imread fails on non-ASCII paths under Windows, and tells a missing file from a broken one only on stderr.
     try:
         data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error) as error:
+        image = _decode(data) if data.size else None
+    except (OSError, cv2.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot read the picture ({_reason(error)})") from error
     if image is None:
-        raise ValueError(f"{path}: cannot decode the picture ({data.size} bytes; truncated, or not a picture file)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise ValueError(f"{path}: cannot decode the picture ({data.size} bytes; truncated, or {_NO_PICTURE})")
+    return image
+
+
+def _decode(data):
+    if data[:4].tobytes() in _HIDES_COLOURS:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.mode in ("L", "P", "RGBA"):
+                return np.array(picture.convert("RGB"))
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def write_image(path, image):
@@ -94,4 +111,4 @@ def _exif_orientation(picture):
 
 
 def _reason(error):
-    return getattr(error, "strerror", None) or error
+    return _NO_PICTURE if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error

@@ -59,6 +59,7 @@ def test_background_lines_and_bg_boxes_keep_their_picture(annotate):
         (["  a.png , 1,1 ,\t5,5 , cat  "], {}),
         (['"a.png",1,1,5,5,"cat"'], {}),
         (['"a.png" , 1, 1, 5, 5, "cat"'], {}),
+        (['"a.png",1,1,5,5,"cat"', ""], {"end": "\r\n"}),
     ],
 )
 def test_accepts_the_usual_variations_of_text_files(annotate, lines, options):
@@ -149,6 +150,7 @@ def test_a_header_is_recognised_and_nothing_else_said_about_it(annotate):
 
 
 def test_every_mistake_is_collected_in_order_and_the_list_is_cut_at_20(annotate):
+    """keras-frcnn swallowed exceptions and read on."""
     text = read_error(annotate("a.png,9,9,5,5,cat", *["a.png,1,1,5,5"] * 30, "a.png,0,0,1,1,"))
     rows = text.splitlines()
     assert len(rows) == 21
@@ -168,7 +170,7 @@ def test_boxes_partly_outside_are_clipped_and_counted_in_one_warning(annotate):
     with pytest.warns(UserWarning, match="clipped") as caught:
         records, _ = read_records(path)
     assert [str(warning.message) for warning in caught] == [
-        "annotations.txt: 2 boxes reach outside the picture and are clipped to it, first line 2"
+        "2 boxes clipped to the picture, first annotations.txt line 2"
     ]
     assert caught[0].filename == __file__
     np.testing.assert_array_equal(records[0].boxes[1], [0, 2, 60, 40])
@@ -187,7 +189,10 @@ def test_only_background_without_class_names_is_an_error(annotate):
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     assert "No such file" in read_error(tmp_path / "absent.txt")
-    assert "cannot read the annotation file" in read_error(tmp_path)
+    assert (
+        read_error(tmp_path)
+        == f"{tmp_path} is a folder, not an annotation file; format 'voc' reads folders of Pascal VOC"
+    )
 
 
 def test_text_that_is_not_utf8_names_the_line(annotate):
@@ -195,8 +200,33 @@ def test_text_that_is_not_utf8_names_the_line(annotate):
     assert read_error(path) == "annotations.txt line 2: byte 0xf6 is not UTF-8; save the file as UTF-8 text"
 
 
+def test_text_of_windows_notepad_in_utf16_is_told_from_what_is_no_text(annotate, draw_picture):
+    line = "a.png,1,1,5,5,cat"
+    assert read_error(annotate(line, encoding="utf-16")).endswith(
+        "annotations.txt is UTF-16 text; save the file as UTF-8 (Notepad: Save as, Encoding)"
+    )
+    assert "this annotation file is not text" in read_error(annotate(line, encoding="utf-16-le"))
+    for name in ("a.png", "annotations.jpg", "annotations.bmp"):
+        assert "this annotation file is not text; a picture or" in read_error(draw_picture(name))
+
+
+def test_a_line_beyond_the_limit_of_csv_is_no_crash(annotate):
+    text = read_error(annotate('"' + "1, " * 100_000))
+    assert text.startswith("annotations.txt line 1: 1 field, expected 6")
+
+
+def test_a_file_is_read_as_text_by_format_auto_and_has_no_splits(annotate):
+    path = annotate("a.png,1,1,5,5,cat")
+    assert read_records(path, format="auto")[1] == ("cat",)
+    for format in ("auto", "simple"):
+        text = read_error(path, format=format, split="test")
+        assert text == f"{path}: splits such as 'test' belong to Pascal VOC trees; give the file of the split"
+
+
 def test_an_unknown_format_names_the_known_ones(annotate):
-    assert read_error(annotate("x"), format="csv") == "unknown annotation format 'csv': expected one of simple"
+    assert read_error(annotate("x"), format="csv") == (
+        "unknown annotation format 'csv': expected one of auto, simple, voc, pascal_voc"
+    )
 
 
 @pytest.mark.skipif("FRCNN_DATA" not in os.environ, reason="needs the picture sets of FRCNN_DATA")
@@ -212,18 +242,18 @@ def test_real_annotation_files(name, pictures, boxes, classes):
 
 def test_written_annotations_are_read_again_from_anywhere(tmp_path, draw_picture, monkeypatch):
     pictures = tmp_path / "pictures"
-    draw_picture("pictures/a, b.png")
+    draw_picture('pictures/a, "b".png')
     draw_picture("pictures/empty.png")
     monkeypatch.chdir(pictures)
     boxes = np.float32([[0.1, 1 / 3, 59.999996, 40], [1, 2, 3, 4]])  # more digits than "%g" prints
-    records = [ImageRecord("a, b.png", (40, 60), boxes, [1, 0]), ImageRecord("empty.png", (40, 60), [], [])]
+    records = [ImageRecord('a, "b".png', (40, 60), boxes, [1, 0]), ImageRecord("empty.png", (40, 60), [], [])]
     file = tmp_path / "elsewhere" / "out.txt"
     file.parent.mkdir()
     write_annotations(file, records, ("cat", "dog, small"))
     monkeypatch.chdir(tmp_path)
     found, class_names = read_records(file, class_names=("cat", "dog, small"))
     assert class_names == ("cat", "dog, small")
-    assert [record.path for record in found] == [str(pictures / "a, b.png"), str(pictures / "empty.png")]
+    assert [record.path for record in found] == [str(pictures / 'a, "b".png'), str(pictures / "empty.png")]
     assert np.array_equal(found[0].boxes, boxes) and found[0].labels.tolist() == [1, 0]
     assert len(found[1].boxes) == 0
     assert [len(line.split(",")) for line in file.read_text().splitlines()][-1] == 6

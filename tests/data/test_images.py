@@ -13,9 +13,33 @@ GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "detection_ops_to
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def save(path, mode="RGB", exif=None):
+KINDS = {
+    "png": "1 L LA P RGB RGBA",
+    "gif": "1 L P",
+    "tif": "1 L LA P RGB RGBA CMYK",
+    "bmp": "1 L P RGB RGBA",
+    "webp": "RGB RGBA",
+    "jpg": "L RGB CMYK",
+}
+TURNS = {  # what each EXIF orientation asks for
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: np.rot90(image),
+}
+
+
+def save(path, mode="RGB", exif=None, **options):
     picture = Image.fromarray(PIXELS).convert(mode)
-    picture.save(path, **({} if exif is None else {"exif": exif}))
+    if mode.endswith("A"):  # the left half is hidden, the right half shines through
+        picture.putalpha(Image.fromarray(np.repeat(np.uint8([[0, 200]]), 30, axis=1).repeat(40, axis=0)))
+    if path.suffix == ".webp":
+        options |= {"lossless": True, "exact": True}
+    picture.save(path, **options, **({} if exif is None else {"exif": exif}))
     return path
 
 
@@ -25,18 +49,68 @@ def oriented(orientation):
     return exif
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
-def test_every_colour_mode_becomes_rgb(tmp_path, mode):
-    path = save(tmp_path / "picture.png", mode)
+def by_pillow(path):
+    with Image.open(io.BytesIO(path.read_bytes())) as picture:  # from a file, it turns some TIFFs wrongly
+        return np.asarray(picture.convert("RGB"))
+
+
+def assert_is_read_as(path, expected, tolerance=0):
     image = read_image(path)
-    assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("RGB")))
+    assert (image.dtype, image.shape, image_size(path)) == (np.uint8, expected.shape, expected.shape[:2])
+    assert np.abs(image.astype(int) - expected).max() <= tolerance
 
 
-def test_16_bits_are_cut_to_8(tmp_path):
-    deep = np.full((4, 6), 0x1234, np.uint16)
-    (tmp_path / "deep.png").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), np.full((4, 6, 3), 0x12))
+@pytest.mark.parametrize(("suffix", "mode"), [(suffix, mode) for suffix in KINDS for mode in KINDS[suffix].split()])
+def test_every_colour_mode_becomes_rgb(tmp_path, suffix, mode):
+    path = save(tmp_path / f"picture.{suffix}", mode)
+    assert_is_read_as(path, by_pillow(path), tolerance=int(mode == "CMYK"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "transparency"),
+    [("png", "P", 3), ("png", "P", bytes(range(0, 160, 10))), ("png", "L", 99), ("gif", "P", 3), ("gif", "L", 99)],
+)
+def test_transparent_colours_are_shown(tmp_path, suffix, mode, transparency):
+    every_grey = np.arange(40 * 60).astype(np.uint8).reshape(40, 60)
+    picture = Image.fromarray(PIXELS).quantize(16) if mode == "P" else Image.fromarray(every_grey)
+    picture.save(tmp_path / f"picture.{suffix}", transparency=transparency)
+    assert_is_read_as(tmp_path / f"picture.{suffix}", np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("adobe", [b"\0", b"\2", None], ids=["CMYK", "YCCK", "no marker"])
+def test_jpegs_in_print_colours(tmp_path, adobe):
+    """Pillow's file with Adobe's marker changed to that of YCCK, or without it: other colours, the same for both."""
+    path = save(tmp_path / "picture.jpg", "CMYK")
+    data = path.read_bytes()
+    end = data.index(b"Adobe") + 12
+    path.write_bytes(data[: end - 1] + adobe + data[end:] if adobe else data[: end - 16] + data[end:])
+    assert_is_read_as(path, by_pillow(path), tolerance=1)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 1), ("png", 3), ("png", 4), ("tif", 1), ("tif", 3)])
+def test_16_bits_are_cut_to_8(tmp_path, suffix, channels):
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 60, channels), dtype=np.uint16)
+    (tmp_path / f"deep.{suffix}").write_bytes(cv2.imencode(f".{suffix}", deep)[1].tobytes())
+    expected = np.uint8((deep[..., 2::-1] if channels > 1 else deep.repeat(3, axis=2)) >> 8)
+    assert_is_read_as(tmp_path / f"deep.{suffix}", expected, tolerance=int(suffix == "tif" and channels == 3))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
+def test_of_several_pictures_the_first_is_read(tmp_path, suffix):
+    path = save(tmp_path / f"picture.{suffix}", "P", save_all=True, append_images=[Image.new("RGB", (60, 40))])
+    assert_is_read_as(path, by_pillow(path))
+    assert read_image(path).any()
+
+
+@pytest.mark.parametrize("kind", ["floats", "32-bit integers", "floating-point colours"])
+def test_tiffs_of_32_bits_are_refused_in_a_sentence(tmp_path, kind):
+    path = tmp_path / "deep.tif"
+    if kind == "floating-point colours":
+        path.write_bytes(cv2.imencode(".tif", np.zeros((40, 60, 3), np.float32))[1].tobytes())
+    else:
+        Image.fromarray(np.zeros((40, 60), np.float32 if kind == "floats" else np.int32)).save(path)
+    with pytest.raises(ValueError, match=r"deep.tif: cannot .* such as floating-point TIFF\)$"):
+        read_image(path)
 
 
 def test_a_path_may_hold_any_letters(tmp_path):
@@ -50,10 +124,15 @@ def test_size_from_the_header_is_that_of_the_pixels(tmp_path, suffix, orientatio
     assert image_size(path) == read_image(path).shape[:2]
 
 
-def test_orientation_6_is_a_quarter_turn_clockwise(tmp_path):
-    path = save(tmp_path / "picture.png", exif=oriented(6))
-    assert image_size(path) == (60, 40)
-    np.testing.assert_array_equal(read_image(path), np.rot90(PIXELS, -1))
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize(
+    "kind", ["jpg RGB", "jpg L", "png RGB", "png P", "webp RGB", "tif RGB", "tif L", "tif P", "tif RGBA", "tif CMYK"]
+)
+def test_pixels_are_turned_as_exif_asks(tmp_path, kind, orientation):
+    suffix, mode = kind.split()
+    upright = by_pillow(save(tmp_path / f"upright.{suffix}", mode))
+    path = save(tmp_path / f"turned.{suffix}", mode, exif=oriented(orientation))
+    assert_is_read_as(path, TURNS[orientation](upright), tolerance=int(mode == "CMYK"))
 
 
 def test_a_damaged_exif_block_is_ignored_by_both(tmp_path):
@@ -61,13 +140,14 @@ def test_a_damaged_exif_block_is_ignored_by_both(tmp_path):
     assert image_size(path) == read_image(path).shape[:2] == (40, 60)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of a TIFF
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif", "gif"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
 def test_a_truncated_picture_is_an_error(tmp_path, suffix, share):
-    data = save(tmp_path / f"whole.{suffix}").read_bytes()
+    data = save(tmp_path / f"whole.{suffix}", "RGBA" if suffix == "tif" else "RGB").read_bytes()
     path = tmp_path / f"cut.{suffix}"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=f"cut.{suffix}: cannot decode the picture"):
+    with pytest.raises(ValueError, match=f"cut.{suffix}: cannot (decode|read) the picture"):
         read_image(path)
 
 

@@ -1,25 +1,43 @@
 """Readers of annotation formats; each turns one path into `ImageRecord`s and class names."""
 
+import os
+
 from frcnn.data.readers.annotation_text import read_annotation_text
+from frcnn.data.readers.voc import read_voc, split_names
 
-_READERS = {"simple": read_annotation_text}
+__all__ = ["FORMATS", "read_records", "split_names"]
+
+FORMATS = ("auto", "simple", "voc", "pascal_voc")
 
 
-def read_records(path, format="simple", class_names=None):
+def read_records(path, format="simple", class_names=None, split=None):
     """Read annotated pictures.
 
     Args:
-        path: the annotation file.
-        format: "simple", keras-frcnn's text file with one `filepath,x1,y1,x2,y2,class_name` a line.
+        path: an annotation file, or the folder of a Pascal VOC tree (Annotations, JPEGImages, ImageSets/Main) or of
+            several (VOC2007, VOC2012), which are joined.
+        format: "simple", keras-frcnn's text file with one `filepath,x1,y1,x2,y2,class_name` a line; "voc" or, as
+            keras-frcnn says, "pascal_voc"; "auto" takes a folder for voc and a file for simple.
         class_names: the classes of a trained model, in its order; any other class is then an error. None takes the
             classes that occur, sorted.
+        split: voc only, the name of a list in ImageSets/Main. None takes trainval, else train, else every XML file.
 
     Returns:
         list of ImageRecord in the order of first appearance, tuple of K class names.
 
     Raises:
-        ValueError: unknown format, or anything wrong in the annotations, each mistake with its line.
+        ValueError: unknown format or split, or anything wrong in the annotations, each mistake with its file and line.
     """
-    if format not in _READERS:
-        raise ValueError(f"unknown annotation format {format!r}: expected one of {', '.join(sorted(_READERS))}")
-    return _READERS[format](path, class_names)
+    if format not in FORMATS:
+        raise ValueError(f"unknown annotation format {format!r}: expected one of {', '.join(FORMATS)}")
+    if format == "auto":
+        format = "voc" if os.path.isdir(path) else "simple"
+    if format == "simple":
+        if split is not None:
+            raise ValueError(f"{path}: splits such as {split!r} belong to Pascal VOC trees; give the file of the split")
+        records, class_names = read_annotation_text(path, class_names)
+    else:
+        records, class_names = read_voc(path, class_names, split)
+    if not class_names:
+        raise ValueError(f"{path} has no box, only pictures without objects: mark at least one object")
+    return records, class_names
