@@ -1,4 +1,4 @@
-"""Pictures for people: boxes drawn into images, and the curves of a training run."""
+"""Pictures for people: boxes drawn into images, the curves of a training run, and those of an evaluation."""
 
 import colorsys
 import os
@@ -30,6 +30,7 @@ _PALETTE = (
 _GOLDEN_RATIO = 0.61803398875
 _FIRST_HUE = 0.32  # keeps the first 14 further colours farthest from the palette
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_MOST_CURVES = 20  # that a legend names
 _LOSSES = ("loss", "rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 
 
@@ -124,10 +125,94 @@ def plot_history(history, path):
     _plot_losses(axes[0], table)
     if has_map:
         _plot_map(axes[1], table)
+    return _save(figure, path)
+
+
+def plot_precision_recall(result, path):
+    """Plot a curve per class into a PNG file, with a dot at the best F1; the legend gives the AP, best first.
+
+    Of more than 20 classes the ten best and the ten worst are named, the others grey. Classes without ground truth are
+    left out.
+
+    Args:
+        result: EvaluationResult.
+        path: PNG file to write; missing folders are made.
+
+    Returns:
+        Path of the file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    order = np.argsort(-result.ap, kind="stable")[: np.count_nonzero(~np.isnan(result.ap))]
+    half = _MOST_CURVES // 2
+    others = set() if len(order) <= _MOST_CURVES else set(order[half:-half])
+    for rank, label in enumerate(order):
+        _, precision, recall = result.curves[label]
+        style = {"color": f"C{rank % 10}", "linestyle": ("-", "--")[rank >= half], "zorder": 3}
+        style["label"] = f"{result.ap[label]:.3f}  {_short(result.class_names[label])}"
+        if label in others:
+            style = {"color": "0.8", "linewidth": 0.8, "label": f"{len(others)} others" if rank == half else None}
+        axes.plot(recall, precision, **style)
+        if label not in others:
+            axes.plot(result.recall[label], result.precision[label], ".", markersize=10, color=style["color"], zorder=4)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+    axes.set_title(f"Precision and recall at IoU >= {result.iou_threshold:g}; dot: best F1")
+    axes.grid(alpha=0.3)
+    if len(order):
+        axes.legend(
+            title=f"AP ({result.metric}), mean {result.mean_ap:.3f}", loc="upper left", bbox_to_anchor=(1.01, 1)
+        )
+    return _save(figure, path)
+
+
+def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
+    """Plot the counts of `frcnn.evaluation.confusion_matrix` into a PNG file, coloured by their share of the row.
+
+    Args:
+        matrix: (K + 1, K + 1) int; zeros stay empty.
+        class_names: K strings.
+        path: PNG file to write; missing folders are made.
+        title: the first line; a second says what the colour means.
+
+    Returns:
+        Path of the file.
+    """
+    from matplotlib.figure import Figure
+
+    count = len(matrix)
+    cell, font_size = (0.8, 10) if count <= 12 else (0.4, 7)
+    side = max(5, 2.5 + count * cell)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(matrix):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        style = {"color": colour, "fontsize": font_size, "ha": "center", "va": "center", "in_layout": False}
+        axes.text(column, row, str(matrix[row, column]), **style)
+    for edge in np.arange(count) - 0.5:
+        colour = "black" if edge == count - 1.5 else "0.9"
+        axes.axhline(edge, color=colour, linewidth=0.8)
+        axes.axvline(edge, color=colour, linewidth=0.8)
+    names = [_short(name) for name in class_names]
+    axes.set_xticks(range(count), [*names, "missed"], rotation=90, fontsize=font_size)
+    axes.set_yticks(range(count), [*names, "background"], fontsize=font_size)
+    axes.set(xlabel="detected as", ylabel="true class", title=f"{title}\ncolour: share of the row")
+    return _save(figure, path)
+
+
+def _save(figure, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=120)
     return path
+
+
+def _short(name):
+    """A class name that a plot has room for; matplotlib would take what lies between two dollars for a formula."""
+    return (name if len(name) <= 30 else f"{name[:29]}…").replace("$", r"\$")
 
 
 def _pixel_corners(boxes, shape):

@@ -29,6 +29,8 @@ class EvaluationResult:
         num_detections: (K,) int64, all detections, whatever became of them.
         precision, recall, score: (K,) float64, 0..1; precision and score are nan for a class never detected, all three
             for one without ground truth.
+        curves: K arrays (3, D) float64: score, precision and recall after each detection of the class that counts, best
+            score first; D is 0 for a class without ground truth.
         metric: "voc07" or "voc12".
         iou_threshold: lowest IoU of a match.
     """
@@ -40,6 +42,7 @@ class EvaluationResult:
     precision: np.ndarray
     recall: np.ndarray
     score: np.ndarray
+    curves: tuple
     metric: str
     iou_threshold: float
 
@@ -50,14 +53,14 @@ class EvaluationResult:
         return float(defined.mean()) if len(defined) else float("nan")
 
     def to_dict(self):
-        """The result as plain values that `json.dump` takes: nan becomes None, a class becomes one dict."""
+        """The result as plain values that `json.dump` takes, without the curves: nan becomes None, a class one dict."""
         columns = ("ap", "num_ground_truth", "num_detections", "precision", "recall", "score")
         rows = zip(self.class_names, *(getattr(self, name).tolist() for name in columns), strict=True)
         return {
             "metric": self.metric,
             "iou_threshold": self.iou_threshold,
-            "mean_ap": _none_if_nan(self.mean_ap),
-            "classes": [dict(zip(("name", *columns), map(_none_if_nan, row), strict=True)) for row in rows],
+            "mean_ap": none_if_nan(self.mean_ap),
+            "classes": [dict(zip(("name", *columns), map(none_if_nan, row), strict=True)) for row in rows],
         }
 
     def to_table(self):
@@ -65,23 +68,20 @@ class EvaluationResult:
         header = ("class", "boxes", "detections", "AP", "precision", "recall", "at score")
         rows = [header]
         for row in self.to_dict()["classes"]:
-            fractions = (_fraction(row[name]) for name in ("ap", "precision", "recall", "score"))
+            fractions = (fraction(row[name]) for name in ("ap", "precision", "recall", "score"))
             rows.append((row["name"], str(row["num_ground_truth"]), str(row["num_detections"]), *fractions))
         totals = (str(self.num_ground_truth.sum()), str(self.num_detections.sum()))
-        rows.append(("total, mAP", *totals, _fraction(_none_if_nan(self.mean_ap)), "", "", ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [_aligned(row, widths) for row in rows]
-        rule = "-" * max(map(len, lines))
+        rows.append(("total, mAP", *totals, fraction(self.mean_ap), "", "", ""))
         title = f"{self.metric}, IoU >= {self.iou_threshold:g}; precision and recall at the score of the best F1"
-        return "\n".join([title, lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return f"{title}\n{ruled_table(rows)}"
 
 
-def evaluate(records, detections, class_names, metric="voc12", iou_threshold=0.5):
+def evaluate_voc(records, detections, class_names, metric="voc12", iou_threshold=0.5):
     """Compare the detections of some pictures with their ground truth (Everingham et al. 2010, section 4.2).
 
     A detection is compared with the one ground-truth box of its picture and class that it overlaps most. It is true
     when that IoU is at least `iou_threshold` and no better detection took the box, false otherwise, and left out when
-    the box is `difficult`. Among equal scores the order of the pictures decides, then the order within a picture.
+    the box is `difficult` or a `crowd`. Among equal scores the order of the pictures decides, then that within one.
 
     Boxes are continuous and half-open, so the IoU has no "+ 1" pixel. VOC programs add it to 1-based inclusive boxes;
     of those, made half-open by the reader, the numbers here are the ones of py-faster-rcnn and rafaelpadilla's
@@ -101,23 +101,24 @@ def evaluate(records, detections, class_names, metric="voc12", iou_threshold=0.5
         ValueError: the lists do not belong together, a label has no name, or the metric or threshold is unknown.
     """
     if metric not in _AVERAGE_PRECISION:
-        raise ValueError(f"metric {metric!r} is unknown: choose one of {', '.join(sorted(_AVERAGE_PRECISION))}")
+        raise ValueError(f"metric {metric!r} is unknown: choose one of coco, {', '.join(sorted(_AVERAGE_PRECISION))}")
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold is {iou_threshold}: it must be above 0 and at most 1")
     class_names = tuple(class_names)
-    _require_same_pictures(records, detections, class_names)
+    require_same_pictures(records, detections, class_names)
 
     gt_labels = _concatenate([record.labels for record in records], np.int32)
-    difficult = _concatenate([record.difficult for record in records], bool)
+    difficult = _concatenate([record.difficult | record.crowd for record in records], bool)
     scores, labels, outcomes = _outcomes_by_score(records, detections, difficult, iou_threshold)
 
-    table = np.full((4, len(class_names)), np.nan)
+    table, curves = np.full((4, len(class_names)), np.nan), [np.zeros((3, 0))] * len(class_names)
     num_ground_truth = np.bincount(gt_labels[~difficult], minlength=len(class_names))
     for label in np.flatnonzero(num_ground_truth):
         counted = (labels == label) & (outcomes != IGNORED)
         precision, recall = precision_recall(outcomes[counted], num_ground_truth[label])
         table[0, label] = _AVERAGE_PRECISION[metric](precision, recall)
         table[1:, label] = _best_f1(precision, recall, scores[counted])
+        curves[label] = np.stack([scores[counted], precision, recall])
     ap, best_precision, best_recall, best_score = table
     return EvaluationResult(
         class_names=class_names,
@@ -127,6 +128,7 @@ def evaluate(records, detections, class_names, metric="voc12", iou_threshold=0.5
         precision=best_precision,
         recall=best_recall,
         score=best_score,
+        curves=tuple(curves),
         metric=metric,
         iou_threshold=float(iou_threshold),
     )
@@ -146,14 +148,18 @@ def best_overlaps(boxes, labels, gt_boxes, gt_labels):
     if not len(boxes) or not len(gt_boxes):
         return np.zeros(len(boxes)), np.full(len(boxes), -1)
     # float64, because a match at exactly the threshold must not hang on rounding.
-    boxes, gt_boxes = np.asarray(boxes, np.float64)[:, None], np.asarray(gt_boxes, np.float64)
-    intersection = _area(np.maximum(boxes[..., :2], gt_boxes[:, :2]), np.minimum(boxes[..., 2:], gt_boxes[:, 2:]))
-    union = _area(boxes[..., :2], boxes[..., 2:]) + _area(gt_boxes[:, :2], gt_boxes[:, 2:]) - intersection
-    iou = intersection / union
+    intersection, area, gt_area = areas(np.asarray(boxes, np.float64)[:, None], np.asarray(gt_boxes, np.float64))
+    iou = intersection / (area + gt_area - intersection)
     iou[np.asarray(labels)[:, None] != np.asarray(gt_labels)] = -1.0
     indices = iou.argmax(axis=1)
     overlaps = iou[np.arange(len(iou)), indices]
     return overlaps.clip(0), np.where(overlaps < 0, -1, indices)
+
+
+def areas(boxes, others):
+    """Areas of what boxes share and of each box, for boxes (..., 4) xyxy of shapes that broadcast."""
+    shared = _area(np.maximum(boxes[..., :2], others[..., :2]), np.minimum(boxes[..., 2:], others[..., 2:]))
+    return shared, _area(boxes[..., :2], boxes[..., 2:]), _area(others[..., :2], others[..., 2:])
 
 
 def match_detections(overlaps, indices, difficult, iou_threshold):
@@ -258,7 +264,8 @@ def _envelope(precision):
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _require_same_pictures(records, detections, class_names):
+def require_same_pictures(records, detections, class_names):
+    """Raise a ValueError unless the detections are of these pictures, in this order, and all labels have a name."""
     if len(records) != len(detections):
         raise ValueError(
             f"{len(records)} records but {len(detections)} detections: give one per record, in the same order"
@@ -285,17 +292,21 @@ def _concatenate(arrays, dtype):
     return np.concatenate([np.zeros(0, dtype), *arrays])
 
 
-def _none_if_nan(value):
+def none_if_nan(value):
+    """The value, but None for nan, which JSON does not have."""
     return None if value != value else value
 
 
-def _fraction(value):
-    return "-" if value is None else f"{value:.4f}"
+def fraction(value):
+    """A number of a table with four decimals; "-" for None and nan."""
+    return "-" if value is None or value != value else f"{value:.4f}"
 
 
-def _aligned(row, widths):
-    name, *numbers = (
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join([name, *numbers]).rstrip()
+def ruled_table(rows):
+    """Rows of strings as aligned text, names to the left and numbers to the right, a rule after the first row and
+    before the last."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])] for name, *numbers in rows]
+    header, *lines, last = ("  ".join(row).rstrip() for row in cells)
+    rule = "-" * max(map(len, (header, *lines, last)))
+    return "\n".join([header, rule, *lines, rule, last])

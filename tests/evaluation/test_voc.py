@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frcnn.evaluation import evaluate
 from frcnn.evaluation.voc import (
     FALSE_POSITIVE,
     IGNORED,
@@ -13,7 +14,6 @@ from frcnn.evaluation.voc import (
     average_precision_07,
     average_precision_12,
     best_overlaps,
-    evaluate,
     match_detections,
     precision_recall,
 )
@@ -170,12 +170,33 @@ def test_difficult_boxes_are_neither_rewarded_nor_punished():
     assert np.isnan(evaluate([record([box], difficult=[True])], [detections([box], [0.9])], ("cell",)).ap[0])
 
 
-@pytest.mark.parametrize("metric", ["voc07", "voc12"])
+def test_a_crowd_counts_as_difficult():
+    box, other = [0, 0, 10, 10], [20, 20, 30, 30]
+    records = [ImageRecord("a.jpg", (100, 100), [box, other], [0, 0], None, [False, True])]
+    result = evaluate(records, [detections([other, box], [0.9, 0.8])], ("cell",))
+    assert (result.ap[0], result.num_ground_truth[0]) == (1.0, 1)
+
+
+def test_curves_hold_every_detection_that_counts():
+    """Found, false, difficult, found: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1; the second class has no box."""
+    box, other, difficult, far = [[x, 0, x + 10, 10] for x in (0, 20, 40, 60)]
+    records = [record([box, other, difficult], difficult=[False, False, True])]
+    found = [detections([box, far, difficult, other, far], [1, 0.75, 0.5, 0.25, 0.1], [0, 0, 0, 0, 1], ("a", "b"))]
+    curve, none = evaluate(records, found, ("a", "b")).curves
+    np.testing.assert_allclose(curve, [[1, 0.75, 0.25], [1, 1 / 2, 2 / 3], [1 / 2, 1 / 2, 1]])
+    assert none.shape == (3, 0)
+
+
+@pytest.mark.parametrize("metric", ["voc07", "voc12", "coco"])
 def test_a_class_never_detected_scores_zero(metric):
     """keras-frcnn gave it 1.0."""
     result = evaluate([record([[0, 0, 10, 10]])], [detections([], [])], ("cell",), metric)
     assert result.ap.tolist() == [0.0]
     assert result.mean_ap == 0.0
+
+
+def test_a_class_never_detected_has_a_recall_but_no_precision():
+    result = evaluate([record([[0, 0, 10, 10]])], [detections([], [])], ("cell",))
     assert result.recall.tolist() == [0.0]
     assert np.isnan(result.precision[0])
 
@@ -293,7 +314,7 @@ def test_paths_may_be_missing_or_spelled_differently():
         ([detections([], [], path="a.jpg"), detections([], [], path="c.jpg")], {}, "detections 1 are of c.jpg .*b.jpg"),
         ([detections([], []), detections([], [], class_names=("x",))], {}, r"detections 1 \(b.jpg\) name the classes"),
         ([detections([], []), detections([[0, 0, 1, 1]], [1], [1])], {}, r"detections 1 \(b.jpg\) has labels 1..1"),
-        ([detections([], [])] * 2, {"metric": "map"}, "'map' is unknown: choose one of voc07, voc12"),
+        ([detections([], [])] * 2, {"metric": "map"}, "'map' is unknown: choose one of coco, voc07, voc12"),
         ([detections([], [])] * 2, {"iou_threshold": 50}, "iou_threshold is 50"),
     ],
 )
