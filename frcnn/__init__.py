@@ -18,6 +18,7 @@ _HOME = {
     "evaluate": "evaluation",
     "load_config": "config",
     "load_detector": "inference",
+    "load_weights": "weights",
     "read_records": "data.readers",
     "train": "training",
 }

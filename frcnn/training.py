@@ -18,7 +18,11 @@ from frcnn.data.readers.annotation_text import write_annotations
 from frcnn.evaluation import evaluate
 from frcnn.inference import detect
 from frcnn.models.detector import build_detector, detection_model
+from frcnn.models.resnet import ConvNorm
 from frcnn.visualize import plot_history
+from frcnn.weights import load_weights, prepare
+
+STAGES = 5
 
 
 def train(config, records, *, class_names, validation=None, output="runs/frcnn", verbose="auto"):
@@ -29,7 +33,7 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     package tensorboard is installed, its logs.
 
     Args:
-        config: `frcnn.Config`.
+        config: `frcnn.Config`; the run folder holds it as `build_model` settled it.
         records: list of `ImageRecord` to train on.
         class_names: K strings, what the records' labels mean.
         validation: list of `ImageRecord`; None: a fraction `config.data.val_fraction` of `records`, drawn with
@@ -42,18 +46,54 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
         points, 0..1), `pictures_per_second` and `data_wait` (share of the time, 0..1).
 
     Raises:
-        ValueError: the output holds a run already, or there are too few pictures to split.
+        ValueError: the output holds a run already, there are too few pictures to split, or weights do not fit.
         FloatingPointError: the loss was not finite; the message names the files of the batch.
     """
-    output = Path(output)
-    if (output / "config.yaml").exists():
+    refuse_finished(output)
+    model = build_model(config, class_names)
+    return train_model(model, records, validation=validation, output=output, verbose=verbose)
+
+
+def refuse_finished(output):
+    """Raise ValueError if a folder holds a run already."""
+    if Path(output, "config.yaml").exists():
         raise ValueError(f"{output} holds a run already: choose another output folder, or delete it")
+
+
+def build_model(config, class_names):
+    """Build the training model with the initial weights that `config.model.weights` asks for.
+
+    Args:
+        config: `frcnn.Config`.
+        class_names: K strings.
+
+    Returns:
+        `FasterRCNN`. Its `config` no longer says "auto" for `model.conventions` and `model.norm`; its `weights_report`
+        is a `frcnn.weights.Report`, or None where it starts from random weights. With initial weights only the last
+        `model.trainable_stages` of the ResNet's five stages are trainable.
+
+    Raises:
+        ValueError: the weights cannot be read or are for another network.
+    """
+    config, source = prepare(config)
+    model = build_detector(config, class_names)
+    model.weights_report = source and load_weights(model, source, reinitialise=True)
+    for layer in model.get_layer("backbone").layers if source else ():
+        if isinstance(layer, ConvNorm):
+            stage = int(layer.name[3]) if layer.name.startswith("res") else 1
+            layer.trainable = stage > STAGES - config.model.trainable_stages
+    return model
+
+
+def train_model(model, records, *, validation=None, output="runs/frcnn", verbose="auto"):
+    """Train what `build_model` built; arguments, result and errors as in `train`."""
+    output, config = Path(output), model.config
+    refuse_finished(output)
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
-    model = build_detector(config, class_names)
     steps = len(plan_epoch(records, config.train.batch_size, config.train.seed, 0))
     model.compile(optimizer=build_optimizer(config.train, steps * config.train.epochs))
-    _write_run_files(output, config, class_names, records, validation)
+    _write_run_files(output, model, records, validation)
     batches = TimedBatches(training_batches(records, config, config.train.seed))
     validation_batches = TimedBatches(_same_batches_forever(validation, config))
     validation_settings = {}
@@ -296,20 +336,21 @@ def build_callbacks(output, config, records, validation, batches):
 # -------------------------------------------------------------------------------------------------- run folder
 
 
-def _write_run_files(output, config, class_names, records, validation):
+def _write_run_files(output, model, records, validation):
     output.mkdir(parents=True, exist_ok=True)
-    write_annotations(output / "train.txt", records, class_names)
-    write_annotations(output / "validation.txt", validation, class_names)
-    (output / "environment.json").write_text(json.dumps(_environment(config), indent=2) + "\n")
-    save_config(config, output, class_names)
+    write_annotations(output / "train.txt", records, model.class_names)
+    write_annotations(output / "validation.txt", validation, model.class_names)
+    (output / "environment.json").write_text(json.dumps(_environment(model), indent=2) + "\n")
+    save_config(model.config, output, model.class_names)
 
 
-def _environment(config):
+def _environment(model):
     import importlib.metadata
 
     packages = ("frcnn", "keras", keras.backend.backend(), "numpy", "opencv-python-headless")
     return {
-        "seed": config.train.seed,
+        "seed": model.config.train.seed,
+        "initial_weights": str(model.weights_report or "random").splitlines(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": backend.device_name(),

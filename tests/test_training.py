@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import pytest
 
-from frcnn.config import load_config, load_run_config
+from frcnn.config import load_config, load_run_config, with_overrides
 from frcnn.data.batches import batch_files, split_records
 from frcnn.data.images import read_image
 from frcnn.data.readers import read_records
 from frcnn.inference import detect, load_detector
 from frcnn.models.detector import LOSSES
-from frcnn.training import CoupledSGD, TimedBatches, WarmupDecay, build_optimizer, train
+from frcnn.models.resnet import ConvNorm
+from frcnn.training import CoupledSGD, TimedBatches, WarmupDecay, build_model, build_optimizer, train, train_model
 from tests.contracts import assert_is_detections
 from tests.oracles.tensors import array, tensor
 from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures
@@ -133,10 +134,11 @@ def test_history_holds_every_loss_of_both_parts(run):
 
 def test_the_run_folder_says_how_the_run_was_made(run):
     folder, _, config, _ = run
-    assert load_run_config(folder) == (config, CLASS_NAMES)
-    assert load_config(folder / "config.yaml") == config
+    settled = with_overrides(config, ["model.conventions=frcnn", "model.norm=batch"])  # what auto stood for
+    assert load_run_config(folder) == (settled, CLASS_NAMES)
+    assert load_config(folder / "config.yaml") == settled
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["seed"] == 1
+    assert (environment["seed"], environment["initial_weights"]) == (1, ["random"])
     assert environment["versions"]["keras"] == keras.__version__
     assert environment["device"].startswith(keras.backend.backend())
     height, width, _ = read_image(folder / "curves.png").shape
@@ -158,9 +160,78 @@ def test_both_weights_detect(run):
     folder, _, _, records = run
     for weights in ("best", "last"):
         detector = load_detector(folder, weights=weights, overrides=["detect.score_threshold=0"])
-        (found,) = detect(detector, records[0].path)
+        found = detect(detector, records[0].path)
         assert_is_detections(found, CLASS_NAMES, size=records[0].size)
         assert len(found)
+
+
+# ------------------------------------------------------------------------------------------------ initial weights
+
+
+def stages(model, choose):
+    """{our name: values} of the backbone's and the head's convolutions whose stage number `choose` accepts."""
+    layers = [*model.get_layer("backbone").layers, *model.get_layer("roi_head").layers]
+    return {
+        f"{layer.name}/{weight.name}": array(weight.value)
+        for layer in layers
+        if isinstance(layer, ConvNorm) and choose(int(layer.name[3]) if layer.name.startswith("res") else 1)
+        for weight in layer.weights
+    }
+
+
+def _name_of_2016(name):
+    """res2a_branch2a/gamma -> bn2a_branch2a/gamma."""
+    if name.endswith(("kernel", "bias")):
+        return name
+    return f"bn_{name}" if name.startswith("conv1") else name.replace("res", "bn")
+
+
+@pytest.fixture(scope="module")
+def conventional(tmp_path_factory):
+    """Two steps that start from a file of weights with conventions of its own: (folder, model, values before)."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    source = build_model(tiny_config("model.conventions=keras2016"), CLASS_NAMES)
+    np.savez(folder / "x.npz", **{_name_of_2016(name): values for name, values in stages(source, bool).items()})
+    config = tiny_config(f"model.weights={folder / 'x.npz'}", "model.norm=batch", "train.epochs=1", "train.seed=7")
+    model = build_model(config, CLASS_NAMES)
+    before = stages(model, bool)
+    assert all(np.array_equal(before[name], values) for name, values in stages(source, bool).items())
+    train_model(model, write_tiny_pictures(folder / "a"), validation=[], output=folder / "run", verbose=0)
+    (folder / "x.npz").unlink()
+    return folder / "run", model, before
+
+
+def test_the_first_stages_of_pretrained_weights_stay_as_they_are(conventional):
+    """Three of five train: the stem and stage 2 keep everything, their statistics too; the rest learns."""
+    _, model, before = conventional
+    after = stages(model, bool)
+    still = {name for name, values in after.items() if np.array_equal(values, before[name])}
+    assert set(stages(model, lambda stage: stage <= 2)) == still
+    assert len(still) == 5 * 6  # convolutions of 6 tensors
+
+
+@pytest.mark.parametrize(("count", "frozen"), [(5, set()), (4, {1}), (1, {1, 2, 3, 4})])
+def test_trainable_stages_are_the_last_ones(conventional, count, frozen):
+    folder, *_ = conventional
+    changes = [f"model.weights={folder}", "model.norm=frozen", f"model.trainable_stages={count}"]
+    model = build_model(tiny_config(*changes), CLASS_NAMES)
+    backbone = [layer for layer in model.get_layer("backbone").layers if isinstance(layer, ConvNorm)]
+    found = {int(layer.name[3]) if layer.name.startswith("res") else 1 for layer in backbone if not layer.trainable}
+    assert found == frozen
+    assert all(layer.trainable for layer in model.get_layer("roi_head").layers)
+
+
+def test_a_run_needs_its_initial_weights_no_more(conventional):
+    folder, model, _ = conventional
+    config, _ = load_run_config(folder)
+    assert (config.model.conventions, config.model.norm) == ("keras2016", "batch")
+    detector = load_detector(folder, weights="last")
+    assert detector.get_layer("normalize").settings["channel_order"] == "BGR"
+    conv1 = detector.get_layer("backbone").get_layer("conv1")
+    assert (conv1.epsilon, conv1.use_bias) == (1e-3, True)
+    assert np.array_equal(array(conv1.kernel.value), stages(model, bool)["conv1/kernel"])
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["initial_weights"][0].startswith("loaded 120 of 130 tensors from ")
 
 
 def test_a_folder_that_holds_a_run_is_refused(run):

@@ -21,13 +21,11 @@ from frcnn.models.layers import (
     SelectDetections,
     SelectProposals,
 )
-from frcnn.models.resnet import conv_norm_maker, resnet_stage, resnet_stem
+from frcnn.models.resnet import CONVENTIONS, ResNetSpec, resnet_stage, resnet_stem
 from frcnn.ops import losses
 
 LOSSES = ("rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 STRIDE = 16  # of stage 4
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0-255: torchvision
-IMAGENET_DEVIATION = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable("frcnn")
@@ -62,7 +60,8 @@ def build_detector(config, class_names):
         class_names: K strings, distinct; their order is the order of the labels.
 
     Returns:
-        `FasterRCNN`, not compiled, with random weights drawn from `config.train.seed`.
+        `FasterRCNN`, not compiled, with random weights drawn from `config.train.seed`; `frcnn.load_weights` loads
+        others. Here `model.conventions` "auto" means frcnn, and `model.norm` "auto" means batch.
 
     Raises:
         ValueError: no class, or one named twice.
@@ -97,9 +96,8 @@ def detection_model(model):
     }
     features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
     rpn = config.rpn
-    select = SelectProposals(
-        name="test_proposals", pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms, nms_iou=rpn.nms_iou
-    )
+    decoding = rpn.model_dump(include={"nms_iou", "delta_weights"})
+    select = SelectProposals(name="test_proposals", pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms, **decoding)
     proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
     logits, deltas = _apply_head(parts, features, proposals, rpn.test_post_nms)
     settings = config.detect.model_dump(exclude={"batch_size"}) | {"delta_weights": config.roi.delta_weights}
@@ -122,45 +120,48 @@ def _image_inputs():
 def _build_parts(config, num_classes):
     """The shared layers: everything with weights, and the steps that training and detection have in common."""
     model, seed = config.model, config.train.seed
-    norm = normalisation(model.norm)
     dtype = dtype_policy(config.train.precision)
-    backbone = build_backbone(model.depth, norm, dtype, seed)
+    conventions = CONVENTIONS[conventions_name(model.conventions)]
+    spec = ResNetSpec(model.depth, normalisation(model.norm), dtype, seed, conventions)
+    backbone = build_backbone(spec)
     channels = backbone.output_shape[-1]
     sizes, ratios = list(model.anchor_sizes), list(model.anchor_ratios)
     pool = model.roi_pool_size
+    pixels = {name: getattr(conventions, name) for name in ("channel_order", "mean", "deviation")}
     return {
-        "normalize": ImageNormalization(name="normalize", mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION),
+        "normalize": ImageNormalization(name="normalize", **pixels),
         "backbone": backbone,
         "rpn": build_rpn_head(channels, model.rpn_channels, len(sizes) * len(ratios), dtype, seed),
         "anchors": AnchorGrid(name="anchors", stride=STRIDE, sizes=sizes, ratios=ratios),
         "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=STRIDE),
-        "roi_head": build_stage5_head(channels, pool, model.depth, num_classes, norm, dtype, seed),
+        "roi_head": build_stage5_head(channels, pool, num_classes, spec),
     }
 
 
-def build_backbone(depth, norm, dtype="float32", seed=0):
+def build_backbone(spec):
     """Stages 1 to 4 of a ResNet.
 
     Args:
-        depth: 18 or 50.
-        norm: see `ConvNorm`.
-        dtype: dtype policy.
-        seed: of the initial weights.
+        spec: `ResNetSpec`.
 
     Returns:
         keras.Model, (B, H, W, 3) normalised images -> (B, H / 16, W / 16, 256 or 1024).
     """
     images = keras.Input((None, None, 3), name="normalised_images")
-    conv_norm = conv_norm_maker(norm, dtype, seed)
-    x = resnet_stem(images, conv_norm)
+    x = resnet_stem(images, spec)
     for stage in (2, 3, 4):
-        x = resnet_stage(x, stage, depth, conv_norm)
+        x = resnet_stage(x, stage, spec)
     return keras.Model(images, x, name="backbone")
 
 
 def normalisation(norm):
     """The `ConvNorm` mode of a `ModelConfig.norm`: what "auto" stands for in training from scratch."""
     return "batch" if norm == "auto" else norm
+
+
+def conventions_name(conventions):
+    """The key of `CONVENTIONS` of a `ModelConfig.conventions`: what "auto" stands for without pretrained weights."""
+    return "frcnn" if conventions == "auto" else conventions
 
 
 def dtype_policy(precision):
@@ -183,11 +184,10 @@ def _training_outputs(config, parts, inputs):
     rpn, roi, seeds = config.rpn, config.roi, inputs["sampling_seeds"]
     truth = inputs["gt_boxes"], inputs["gt_labels"]
     features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
-    sampling = rpn.model_dump(include={"positive_iou", "negative_iou", "samples", "positive_fraction"})
+    sampling = rpn.model_dump(include={"positive_iou", "negative_iou", "samples", "positive_fraction", "delta_weights"})
     anchor_sample = SampleAnchors(name="sample_anchors", **sampling)(*rpn_outputs, anchors, *truth, seeds)
-    select = SelectProposals(
-        name="train_proposals", pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms, nms_iou=rpn.nms_iou
-    )
+    decoding = rpn.model_dump(include={"nms_iou", "delta_weights"})
+    select = SelectProposals(name="train_proposals", pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms, **decoding)
     proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
     num_classes = parts["roi_head"].output_shape[1][1]
     sample = SampleRoIs(name="sample_rois", num_classes=num_classes, **roi.model_dump())

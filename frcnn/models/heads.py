@@ -2,7 +2,7 @@
 
 import keras
 
-from frcnn.models.resnet import conv_norm_maker, resnet_stage
+from frcnn.models.resnet import resnet_stage
 
 
 def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", seed=0):
@@ -33,26 +33,25 @@ def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", see
     return keras.Model(features, [logits, deltas], name="rpn")
 
 
-def build_stage5_head(in_channels, pool_size, depth, num_classes, norm, dtype="float32", seed=0):
+def build_stage5_head(in_channels, pool_size, num_classes, spec):
     """Stage 5 of the ResNet on pooled RoIs, then class scores and class-specific boxes (He et al. 2015, appendix A).
 
     Args:
         in_channels: of the feature map.
         pool_size: cells along a side of a pooled RoI.
-        depth, norm: of the ResNet.
         num_classes: K.
-        dtype: dtype policy of stage 5; the outputs are float32.
-        seed: of the initial weights; deviation 0.01 for scores and 0.001 for boxes (Girshick 2015).
+        spec: `ResNetSpec`; the outputs are float32, the initial deviation 0.01 for scores and 0.001 for boxes
+            (Girshick 2015).
 
     Returns:
         keras.Model, (R, pool_size, pool_size, C) -> class_logits (R, K + 1), box_deltas (R, K, 4).
     """
     pooled = keras.Input((pool_size, pool_size, in_channels), name="pooled")
-    x = resnet_stage(pooled, 5, depth, conv_norm_maker(norm, dtype, seed))
+    x = resnet_stage(pooled, 5, spec)
     x = keras.layers.GlobalAveragePooling2D(name="roi_pool", dtype="float32")(x)
-    dense = {"dtype": "float32"}
-    logits = _dense_or_conv(keras.layers.Dense, "class_logits", num_classes + 1, 0.01, seed=seed + 3, **dense)(x)
-    deltas = _dense_or_conv(keras.layers.Dense, "box_predictor", 4 * num_classes, 0.001, seed=seed + 4, **dense)(x)
+    dense, seed = keras.layers.Dense, spec.seed
+    logits = _dense_or_conv(dense, "class_logits", num_classes + 1, 0.01, "float32", seed + 3)(x)
+    deltas = _dense_or_conv(dense, "box_predictor", 4 * num_classes, 0.001, "float32", seed + 4)(x)
     deltas = keras.layers.Reshape((num_classes, 4), name="box_deltas", dtype="float32")(deltas)
     return keras.Model(pooled, [logits, deltas], name="roi_head")
 

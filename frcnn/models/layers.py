@@ -30,10 +30,14 @@ class OpLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("frcnn")
 class ImageNormalization(OpLayer):
-    """images (B, H, W, 3), image_sizes (B, 2) -> (images - mean) / deviation, padding 0; settings: mean, deviation."""
+    """RGB images (B, H, W, 3), image_sizes (B, 2) -> (images - mean) / deviation, padding 0.
+
+    Settings: channel_order ("RGB" or "BGR") of the result, mean and deviation in that order; see `Conventions`.
+    """
 
     def call(self, images, image_sizes):
         mean, deviation = (ops.convert_to_tensor(self.settings[name], "float32") for name in ("mean", "deviation"))
+        images = ops.flip(images, axis=-1) if self.settings["channel_order"] == "BGR" else images
         images = (ops.cast(images, "float32") - mean) / deviation
         rows, columns = (ops.arange(side)[None, :] for side in ops.shape(images)[1:3])
         inside = (rows < image_sizes[:, :1])[:, :, None] & (columns < image_sizes[:, 1:])[:, None, :]

@@ -2,12 +2,24 @@
 
 from keras import ops
 
+from frcnn import backend
 from frcnn.ops.boxes import clip_boxes, decode_deltas
 from frcnn.ops.nms import non_max_suppression
 from frcnn.ops.targets import take_boxes
 
 
-def select_proposals(rpn_logits, rpn_deltas, anchors, image_sizes, *, pre_nms, post_nms, nms_iou=0.7, min_size=1e-3):
+def select_proposals(
+    rpn_logits,
+    rpn_deltas,
+    anchors,
+    image_sizes,
+    *,
+    pre_nms,
+    post_nms,
+    nms_iou=0.7,
+    delta_weights=(1.0, 1.0, 1.0, 1.0),
+    min_size=1e-3,
+):
     """Decode the best anchors, clip them, drop empty ones, apply NMS (torchvision's `filter_proposals`).
 
     Args:
@@ -17,6 +29,7 @@ def select_proposals(rpn_logits, rpn_deltas, anchors, image_sizes, *, pre_nms, p
         pre_nms: anchors that enter NMS; all when there are fewer.
         post_nms: P, slots of the result.
         nms_iou: threshold of the NMS.
+        delta_weights: what the RPN's targets were multiplied by.
         min_size: proposals with a shorter side are dropped, pixels.
 
     Returns:
@@ -24,7 +37,7 @@ def select_proposals(rpn_logits, rpn_deltas, anchors, image_sizes, *, pre_nms, p
         scores: (B, P) float32, sigmoid of the logits; -inf in empty slots.
     """
     logits, best = _top_k_at_most(rpn_logits, pre_nms)
-    boxes = decode_deltas(take_boxes(rpn_deltas, best), ops.take(anchors, best, axis=0))
+    boxes = decode_deltas(take_boxes(rpn_deltas, best), ops.take(anchors, best, axis=0), delta_weights)
     boxes = clip_boxes(boxes, image_sizes)
     large = (boxes[..., 2] - boxes[..., 0] >= min_size) & (boxes[..., 3] - boxes[..., 1] >= min_size)
     scores = ops.where(large, ops.sigmoid(logits), float("-inf"))
@@ -48,6 +61,4 @@ def gather_kept(boxes, scores, keep):
 
 def _top_k_at_most(scores, k):
     count = ops.shape(scores)[1]
-    k = min(k, count) if isinstance(count, int) else ops.minimum(k, count)
-    values, indices = ops.top_k(scores, k)
-    return values, ops.cast(indices, "int32")
+    return backend.top_k(scores, min(k, count) if isinstance(count, int) else ops.minimum(k, count))

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from frcnn import backend
+
 
 def random_uniform(seeds, count):
     """Pseudo-random numbers by hashing (seed, position), so that a step needs no generator state to be repeated.
@@ -48,8 +50,8 @@ def _draw(candidate, noise, count):
     """Indices (B, count) of `count` random candidates, and which of these slots are filled."""
     priority = ops.where(candidate, noise + 1.0, 0.0)
     priority = ops.pad(priority, [[0, 0], [0, count]])  # so that there are always `count` to take
-    priority, indices = ops.top_k(priority, count)
-    return ops.where(priority > 0, ops.cast(indices, "int32"), 0), priority > 0
+    priority, indices = backend.top_k(priority, count)
+    return ops.where(priority > 0, indices, 0), priority > 0
 
 
 def _first_valid(indices, valid, count):

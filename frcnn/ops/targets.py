@@ -8,7 +8,16 @@ from frcnn.ops.sampling import sample_indices
 
 
 def rpn_targets(
-    anchors, gt_boxes, gt_labels, seeds, *, positive_iou=0.7, negative_iou=0.3, samples=256, positive_fraction=0.5
+    anchors,
+    gt_boxes,
+    gt_labels,
+    seeds,
+    *,
+    positive_iou=0.7,
+    negative_iou=0.3,
+    samples=256,
+    positive_fraction=0.5,
+    delta_weights=(1.0, 1.0, 1.0, 1.0),
 ):
     """Sample the anchors of the RPN's losses and say what each should answer (Ren et al. 2015, section 3.1.2-3).
 
@@ -16,7 +25,7 @@ def rpn_targets(
         anchors: (A, 4) float32, xyxy pixels.
         gt_boxes, gt_labels: (B, G, 4) float32, (B, G) int32, label -1 in empty slots.
         seeds: (B,) int32.
-        positive_iou, negative_iou, samples, positive_fraction: see `RPNConfig`.
+        positive_iou, negative_iou, samples, positive_fraction, delta_weights: see `RPNConfig`.
 
     Returns:
         indices: (B, S) int32 into the anchors.
@@ -28,7 +37,7 @@ def rpn_targets(
     matched = ops.take_along_axis(matches, indices, axis=1)
     labels = ops.where(valid, ops.cast(matched >= 0, "int32"), -1)
     boxes = take_boxes(gt_boxes, ops.maximum(matched, 0))
-    return indices, labels, encode_boxes(boxes, ops.take(anchors, indices, axis=0))
+    return indices, labels, encode_boxes(boxes, ops.take(anchors, indices, axis=0), delta_weights)
 
 
 def sample_rois(

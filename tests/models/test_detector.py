@@ -186,6 +186,13 @@ def test_mixed_precision_ends_at_the_heads():
     assert [layers[name].compute_dtype for name in AFTER_THE_HEADS] == ["float32"] * len(AFTER_THE_HEADS)
 
 
+def test_the_rpns_delta_weights_reach_its_targets_and_both_decodings():
+    model = build_detector(tiny_config("model.norm=frozen", "rpn.delta_weights=[1,2,3,4]"), CLASS_NAMES)
+    layers = [model.get_layer(name) for name in ("sample_anchors", "train_proposals")]
+    for layer in [*layers, detection_model(model).get_layer("test_proposals")]:
+        assert layer.settings["delta_weights"] == (1, 2, 3, 4)
+
+
 # -------------------------------------------------------------------------------------------------- detection
 
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from frcnn.models.heads import build_rpn_head, build_stage5_head
+from frcnn.models.resnet import ResNetSpec
 from tests.oracles.tensors import array, tensor
 
 
@@ -47,7 +48,7 @@ def test_rpn_orders_its_outputs_by_row_then_column_then_anchor():
 @pytest.mark.parametrize(("depth", "norm"), [(18, "batch"), (50, "frozen")])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_stage5_head_shapes_and_dtypes(depth, norm, dtype):
-    head = build_stage5_head(32, 7, depth, 3, norm, dtype)
+    head = build_stage5_head(32, 7, 3, ResNetSpec(depth, norm, dtype))
     logits, deltas = head(features(5, 7, 7, 32))
     assert (logits.shape, deltas.shape) == ((5, 4), (5, 3, 4))
     assert dtypes([logits, deltas]) == dtypes(head.outputs) == ["float32", "float32"]
@@ -55,14 +56,14 @@ def test_stage5_head_shapes_and_dtypes(depth, norm, dtype):
 
 
 def test_stage5_head_treats_every_roi_alone():
-    head, rois = build_stage5_head(16, 4, 18, 2, "frozen"), features(3, 4, 4, 16)
+    head, rois = build_stage5_head(16, 4, 2, ResNetSpec(18, "frozen")), features(3, 4, 4, 16)
     together, alone = head(rois), head(rois[1:2])
     for all_rois, one in zip(together, alone):
         np.testing.assert_allclose(array(all_rois)[1:2], array(one), rtol=1e-4, atol=1e-6)
 
 
 def test_initial_predictors_have_the_deviations_of_the_paper_and_no_bias():
-    rpn, head = build_rpn_head(64, 128, 9), build_stage5_head(64, 4, 18, 20, "frozen")
+    rpn, head = build_rpn_head(64, 128, 9), build_stage5_head(64, 4, 20, ResNetSpec(18, "frozen"))
     expected = {
         (rpn, "rpn_conv1"): 0.01,
         (rpn, "rpn_out_class"): 0.01,

@@ -55,6 +55,14 @@ def test_proposals_by_hand():
     np.testing.assert_allclose(scores[0], [*sigmoid, -np.inf], rtol=1e-6)
 
 
+def test_delta_weights_are_divided_out():
+    anchors, deltas = [[20, 20, 40, 30]], np.array([[[0.5, -1.0, 0.2, 0.1]]])
+    weights = (1.0, 2.0, 3.0, 4.0)
+    expected, _ = proposals([[1.0]], deltas, anchors)
+    found, _ = proposals([[1.0]], deltas * weights, anchors, delta_weights=weights)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_only_the_best_anchors_enter_nms():
     """Anchor 2 is apart from the others and would survive, were it among the two best."""
     anchors = [[0, 0, 20, 10], [0, 0, 20, 10], [50, 50, 70, 60]]

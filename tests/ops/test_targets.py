@@ -174,6 +174,12 @@ def test_an_object_on_an_anchor_has_no_delta():
     assert deltas[0, slot].tolist() == [0, 0, 0, 0]
 
 
+def test_rpn_delta_weights_multiply_the_targets():
+    truth, weights = batch(scene(0, 3)), (1.0, 2.0, 3.0, 4.0)
+    plain, weighted = ask_rpn(truth)[2], ask_rpn(truth, delta_weights=weights)[2]
+    np.testing.assert_allclose(weighted, plain * np.float32(weights), rtol=1e-5, atol=1e-6)
+
+
 def test_rois_by_hand():
     boxes, labels = [[[0, 0, 100, 100], [0, 0, 0, 0]]], [[3, -1]]
     proposals = [[[0, 0, 100, 50], [0, 0, 100, 49], [90, 90, 110, 110], [120, 0, 130, 9], [0, 0, 99, 99]]]

@@ -1,0 +1,261 @@
+"""Files of weights: read without executing anything, recognised by their names, put into ours.
+
+Each source has one table here, from its names to `layer/variable` as in `res2a_branch2a/kernel`.
+"""
+
+import io
+import json
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from frcnn import backend
+from frcnn.config import load_pickle
+from frcnn.models.detector import conventions_name
+from frcnn.models.resnet import BLOCKS, BOTTLENECK_DEPTH, block_letter
+
+MOST_NAMES = 6  # of a list in a message
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source of weights is.
+
+    Attributes:
+        source: its path, or "mapping".
+        kind: "frcnn", "torchvision", "keras" (keras.applications today), "keras2016" or "keras_frcnn".
+        depth: of its ResNet.
+        conventions: a key of `frcnn.models.resnet.CONVENTIONS`; None: weights of ours without their config.pickle.
+        norm: "frozen" where it has stored statistics, else "group".
+        num_classes: K of a detector; None: a backbone only.
+        class_names: K strings, or None where unknown.
+        tensors: {our name: array as stored, convolutions (height, width, in, out)}.
+        unexpected: its names that have none of ours.
+    """
+
+    source: str
+    kind: str
+    depth: int
+    conventions: str | None
+    norm: str
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    tensors: dict[str, np.ndarray] = field(repr=False)
+    unexpected: tuple[str, ...] = field(repr=False)
+
+    def __str__(self):
+        names = "" if self.class_names else ", names unknown"
+        what = "backbone" if self.num_classes is None else f"detector of {self.num_classes} classes{names}"
+        return f"{self.source} ({self.kind}, ResNet-{self.depth} {what})"
+
+
+def describe(source) -> Description:
+    """Read a source of weights and say what it is, from its content alone.
+
+    Args:
+        source: a path: HDF5 (Keras's layouts, keras-frcnn's, ours), .keras, .npz, .safetensors, .pth (needs PyTorch),
+            or a run folder, of which best.weights.h5 is taken; or a {name: array} mapping.
+
+    Raises:
+        ValueError: it cannot be read, or its names are of none of the known kinds.
+    """
+    path = Path(source) if isinstance(source, str | Path) else None
+    try:
+        if path is None:
+            return _recognise(source, None)
+        path = path / "best.weights.h5" if path.is_dir() else path
+        return _recognise(_read_file(path), path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as weights ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:  # what damaged bytes raise
+        raise ValueError(f"{path or 'mapping'}: {error}") from error
+
+
+def listed(names):
+    """The first few names of a list, and how many more there are, for a message."""
+    names = tuple(names)
+    rest = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# -------------------------------------------------------------------------------------------------- name tables
+
+_LEAF = re.compile(r"(?:^|[/_])(kernel|W|bias|b|gamma|beta|(?:moving|running)_(?:mean|variance|std))(?:_\d+)?(?::0)?$")
+# Keras 1 wrote W and b; it and keras-frcnn call the variance running_std.
+_OLD_LEAVES = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
+_KERAS_BLOCK = re.compile(r"conv([2-5])_block(\d+)_([0-3])_(?:conv|bn)")
+_TORCH = re.compile(r"(?:layer([1-4])\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(weight|bias|running_mean|running_var)")
+_TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_OLD_LAYERS = {"bn_conv": "conv1", "dense_class": "class_logits", "dense_regress": "box_predictor"}
+
+
+def _keras_layer(layer):
+    """conv1_bn -> conv1, conv2_block1_0_conv -> res2a_branch1, conv2_block3_1_bn -> res2c_branch2a."""
+    match = _KERAS_BLOCK.fullmatch(layer)
+    if match:
+        return _convolution(int(match[1]), int(match[2]) - 1, int(match[3]))
+    return "conv1" if layer in ("conv1_conv", "conv1_bn") else None
+
+
+def _old_layer(layer):
+    """bn_conv1 -> conv1, bn2a_branch2a -> res2a_branch2a, dense_class_4 -> class_logits; others, and ours, stay."""
+    return _OLD_LAYERS.get(re.sub(r"_?\d+$", "", layer)) or re.sub(r"^bn(\d)", r"res\1", layer)
+
+
+def _torchvision_name(name):
+    """layer1.0.conv2.weight -> res2a_branch2b/kernel, layer2.0.downsample.1.bias -> res3a_branch1/beta."""
+    match = _TORCH.fullmatch(name)
+    if not match:
+        return None
+    stage, block, part, number, leaf = match.groups()
+    is_shortcut = part == "downsample."
+    layer = "conv1" if stage is None else _convolution(int(stage) + 1, int(block), 0 if is_shortcut else int(number))
+    is_kernel = part == "conv" or (is_shortcut and number == "0")
+    return f"{layer}/{'kernel' if is_kernel else _TORCH_NORM[leaf]}"
+
+
+def _convolution(stage, block, number):
+    """Our name of a block's convolution; number 0 is the shortcut's, 1 to 3 the others."""
+    return f"res{stage}{block_letter(block)}_branch{('1', '2a', '2b', '2c')[number]}"
+
+
+def _our_name(name, kind):
+    if kind == "torchvision":
+        return _torchvision_name(name)
+    layer, _, rest = name.partition("/")
+    leaf, layer = _LEAF.search(rest), (_keras_layer if kind == "keras" else _old_layer)(layer)
+    return f"{layer}/{_OLD_LEAVES.get(leaf[1], leaf[1])}" if leaf and layer else None
+
+
+def _kind_of(names):
+    layers = {name.partition("/")[0] for name in names}
+    if any(name.startswith("backbone.fpn.") for name in names):
+        raise ValueError("weights of an FPN detector: not supported yet")
+    if "conv2_block1_preact_bn" in layers:
+        raise ValueError("weights of a ResNet of style v2: not supported")
+    if "layer1.0.conv1.weight" in names:
+        return "torchvision"
+    if "conv2_block1_1_conv" in layers:
+        return "keras"
+    if "res2a_branch2a/gamma" in names:
+        return "frcnn"
+    if "res2a_branch2a" in layers:
+        return "keras_frcnn" if "rpn_out_class" in layers else "keras2016"
+    some = f" ({listed(names)})" if names else ""
+    raise ValueError(
+        f"none of its {len(names)} names{some} is of a ResNet of keras.applications, torchvision, keras-frcnn or ours"
+    )
+
+
+def _recognise(arrays, path):
+    """The `Description` of {name: array} as it was found."""
+    kind, tensors = _kind_of(arrays), {}
+    own_names = {name: _our_name(name, kind) for name in arrays if not name.endswith("num_batches_tracked")}
+    for name in filter(own_names.get, own_names):
+        array = np.asarray(arrays[name])
+        is_torch = kind == "torchvision" and array.ndim == 4
+        tensors[own_names[name]] = array.transpose(2, 3, 1, 0) if is_torch else array
+    num_classes = len(tensors["class_logits/bias"]) - 1 if "class_logits/bias" in tensors else None
+    conventions, class_names = _config_beside(path) if kind in ("frcnn", "keras_frcnn") else (None, None)
+    if class_names and num_classes not in (None, len(class_names)):
+        raise ValueError(f"has {num_classes} classes, the config.pickle beside it {len(class_names)}")
+    return Description(
+        source=str(path or "mapping"),
+        kind=kind,
+        depth=_depth_of(tensors),
+        conventions=conventions if kind == "frcnn" else kind,
+        norm="frozen" if "conv1/moving_mean" in tensors else "group",
+        num_classes=num_classes,
+        class_names=class_names,
+        tensors=tensors,
+        unexpected=tuple(name for name, own in own_names.items() if not own),
+    )
+
+
+def _depth_of(tensors):
+    found = [re.match(r"res(\d)[a-z]+_branch2a/kernel", name) for name in tensors]
+    blocks = tuple([match[1] for match in found if match].count(stage) for stage in "234")
+    for depth, known in BLOCKS.items():
+        if known[:3] == blocks and ("res2a_branch2c/kernel" in tensors) == (depth >= BOTTLENECK_DEPTH):
+            return depth
+    raise ValueError(
+        f"its stages 2 to 4 have {blocks} blocks, which no ResNet of {', '.join(map(str, BLOCKS))} layers has"
+    )
+
+
+def _config_beside(path):
+    """(conventions, class names) by the config.pickle beside a file, if it is the file's own; else (None, None)."""
+    pickle = path and path.parent / "config.pickle"
+    if not pickle or not pickle.exists():
+        return None, None
+    config, class_names, weights = load_pickle(pickle)
+    is_own = weights.exists() and weights.samefile(path) if weights else path.name.endswith(".weights.h5")
+    return (conventions_name(config.model.conventions), class_names) if is_own else (None, None)
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+_STORED = ("gamma", "beta", "moving_mean", "moving_variance")
+# Keras 3 numbers a layer's variables: (has it a kernel, how many) -> what they are.
+_NUMBERED = {
+    (False, 4): _STORED,
+    (True, 2): ("kernel", "bias"),
+    (True, 3): ("kernel", *_STORED[:2]),
+    (True, 4): ("kernel", "bias", *_STORED[:2]),
+    (True, 5): ("kernel", *_STORED),
+    (True, 6): ("kernel", "bias", *_STORED),
+}
+_SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
+
+
+def _read_file(path):
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"\x89HDF"):
+        return _read_hdf5(path)
+    if start[8:] == b"{":
+        return _read_safetensors(path.read_bytes())
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if "model.weights.h5" in names:
+                return _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
+        if all(name.endswith(".npy") for name in names):
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+    if start.startswith((b"PK", b"\x80")):  # a pickle, alone before PyTorch 1.6
+        return backend.read_torch_weights(path)
+    raise ValueError("not a file of weights: HDF5, .keras, .npz, .safetensors and .pth are")
+
+
+def _read_safetensors(data):
+    """8 bytes of length, a JSON header of that length, raw arrays: the format's own documentation."""
+    start, arrays = 8 + int.from_bytes(data[:8], "little"), {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            values = np.frombuffer(data[start + first : start + last], _SAFETENSORS[entry["dtype"]])
+            arrays[name] = values.reshape(entry["shape"])
+    return arrays
+
+
+def _read_hdf5(file):
+    arrays = {}
+
+    def visit(path, item):
+        if is_legacy and isinstance(item, h5py.Dataset):
+            arrays[path] = item[()]
+        elif not is_legacy and path.endswith("/vars") and not path.startswith("optimizer/"):  # as large as the rest
+            values = [item[key][()] for key in sorted(item, key=int)]
+            names = _NUMBERED.get((values[0].ndim > 1, len(values)), ()) if values else ()
+            arrays.update({f"{item.attrs.get('name')}/{name}": value for name, value in zip(names, values)})
+
+    with h5py.File(file) as root:
+        root = root.get("model_weights", root)
+        is_legacy = "layer_names" in root.attrs
+        root.visititems(visit)
+    return arrays

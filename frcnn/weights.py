@@ -1,0 +1,206 @@
+"""Weights from other programs and other runs: checked against the model, loaded, reported."""
+
+import socket
+import warnings
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from frcnn.models.detector import conventions_name
+from frcnn.models.resnet import BOTTLENECK_DEPTH, CONVENTIONS
+from frcnn.weight_files import Description, describe, listed
+
+KERAS_FRCNN_RATIOS = (1.0, 2.0, 0.5)  # height / width, in the order of keras-frcnn's anchors
+DOWNLOAD_TIMEOUT = 20  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `load_weights` did, in names of tensors; `str()` says it in a few lines.
+
+    Attributes:
+        source: the `Description`.
+        loaded, missing: of the model: found in the source, and not.
+        unexpected: of the source: without a place in the model.
+        reinitialised: classes whose predictor rows keep their initial values.
+    """
+
+    source: Description
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reinitialised: tuple[str, ...]
+
+    def __str__(self):
+        lists = {
+            "not in it, left as they were": self.missing,
+            "in it, without a place here": self.unexpected,
+            "classes that it does not know, their predictor rows left as they were": self.reinitialised,
+        }
+        first = f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors from {self.source}"
+        return "\n".join([first, *(f"  {text} ({len(x)}): {listed(x)}" for text, x in lists.items() if x)])
+
+
+def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN_RATIOS) -> Report:
+    """Load weights by name into a detector.
+
+    Args:
+        model: `FasterRCNN`, its detection twin, or another model of their layers with a `config`.
+        source: as in `describe`, or a `Description`.
+        reinitialise: what to do with a detector of other classes: False: refuse it; True: copy the predictor rows of
+            the classes that both have, and leave the others as they are.
+        anchor_ratios: height / width of the anchors of a keras-frcnn file, in its order.
+
+    Raises:
+        ValueError: the source cannot be read, is for another network, holds nothing for this model, or a tensor has
+            another shape; nothing was changed then.
+    """
+    source = source if isinstance(source, Description) else describe(source)
+    variables = {f"{layer.name}/{weight.name}": weight for layer in _layers(model) for weight in layer.weights}
+    _check_network(source, model.config.model)
+    tensors, reinitialised = dict(source.tensors), ()
+    if source.kind == "keras_frcnn":
+        _reorder_anchors(tensors, source, model.config.model, anchor_ratios)
+    if source.num_classes and "class_logits/bias" in variables:
+        reinitialised = _match_classes(tensors, source, variables, model.class_names, reinitialise)
+    loaded = tuple(name for name in variables if name in tensors)
+    _check_tensors(tensors, source, variables, loaded)
+    for name in loaded:
+        variables[name].assign(tensors[name].astype(np.float32))
+    missing = tuple(name for name in variables if name not in tensors)
+    unexpected = source.unexpected + tuple(name for name in tensors if name not in variables)
+    return Report(source, loaded, missing, unexpected, reinitialised)
+
+
+def prepare(config):
+    """Read the initial weights that a config asks for and settle what hangs on them, before the model is built.
+
+    Args:
+        config: `frcnn.Config`.
+
+    Returns:
+        (config, `Description` or None): `model.conventions` and `model.norm` are no longer "auto". Where ImageNet's
+        weights cannot be downloaded a warning says so, and `model.weights` becomes "none".
+
+    Raises:
+        ValueError: a file cannot be read or is for another depth.
+    """
+    settings, source = config.model, None
+    if settings.weights == "imagenet":
+        source = _download_imagenet(settings.depth)
+    elif settings.weights != "none":
+        source = describe(settings.weights)
+    conventions = source.conventions if source and settings.conventions == "auto" else settings.conventions
+    if conventions is None:
+        raise ValueError(f"{source}: keep its config.pickle beside it, or set model.conventions")
+    norm = source.norm if source else "batch"
+    changes = {
+        "weights": settings.weights if source else "none",
+        "conventions": conventions_name(conventions),
+        "norm": norm if settings.norm == "auto" else settings.norm,
+    }
+    config = config.model_copy(update={"model": settings.model_copy(update=changes)})
+    if source:
+        _check_network(source, config.model)
+    return config, source
+
+
+def _layers(model):
+    for layer in model.layers:
+        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
+
+
+def _download_imagenet(depth):
+    """keras.applications's own download, described; None, with a warning, where there is no network."""
+    make = getattr(keras.applications, f"ResNet{depth}", None)
+    if make is None:
+        raise ValueError(
+            f"model.weights=imagenet: keras.applications has no ResNet-{depth}; download torchvision's resnet{depth} "
+            "and set model.weights to the file"
+        )
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # Keras sets none: a silent network would hold the run for minutes
+    try:
+        network = make(weights="imagenet", include_top=False)
+    except Exception as error:  # a bare Exception is what Keras raises for whatever goes wrong with a download
+        warnings.warn(
+            f"model.weights=imagenet: the download failed ({str(error).splitlines()[0]}): training starts from random "
+            "weights with batch normalisation; set model.weights to a local file to start from that",
+            stacklevel=3,
+        )
+        return None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    weights = {f"{layer.name}/{weight.name}": weight for layer in network.layers for weight in layer.weights}
+    return describe({name: keras.ops.convert_to_numpy(weight) for name, weight in weights.items()})
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_network(source, settings):
+    if source.depth != settings.depth:
+        raise ValueError(
+            f"{source} does not fit a ResNet-{settings.depth}: set model.depth={source.depth}, or take other weights"
+        )
+    name = conventions_name(settings.conventions)
+    needed, built = (vars(CONVENTIONS[key]) for key in (source.conventions or name, name))
+    # The blocks of ResNet-18 and -34 have but one place for the stride: both styles are the same network.
+    differing = [
+        f"{key} {needed[key]} (not {built[key]})"
+        for key in needed
+        if needed[key] != built[key] and (key != "style" or source.depth >= BOTTLENECK_DEPTH)
+    ]
+    if differing:
+        raise ValueError(f"{source} needs {', '.join(differing)}: set model.conventions={source.conventions}")
+
+
+def _check_tensors(tensors, source, variables, loaded):
+    if not loaded:
+        raise ValueError(f"{source} holds nothing for this model, whose tensors are {listed(variables)}")
+    for name in loaded:
+        found, expected = tensors[name].shape, tuple(variables[name].shape)
+        if found != expected:
+            raise ValueError(
+                f"{source}: {name} has shape {found}, the model expects {expected}: give model.* the source's settings"
+            )
+    for layer in sorted({name.partition("/")[0] for name in loaded}):
+        held, asked = ({name for name in names if name.startswith(f"{layer}/")} for names in (tensors, variables))
+        if held != asked:
+            raise ValueError(
+                f"{source}: {', '.join(sorted(held ^ asked))} is not in both the file and the model: check model.norm "
+                "and model.conventions"
+            )
+
+
+def _reorder_anchors(tensors, source, settings, ratios):
+    """From "for each size, each ratio", in their order of ratios, to "for each ratio, each size", in ours."""
+    own, theirs, sizes = np.array(settings.anchor_ratios), np.array(ratios), len(settings.anchor_sizes)
+    if own.shape != theirs.shape or not np.allclose(np.sort(own), np.sort(theirs), rtol=1e-3):
+        raise ValueError(f"{source} has anchors of height / width {tuple(ratios)}: set model.anchor_ratios to them")
+    order = np.abs(own[:, None] - theirs).argmin(axis=1)
+    for layer, width in (("rpn_out_class", 1), ("rpn_out_regress", 4)):
+        for name in {f"{layer}/kernel", f"{layer}/bias"} & set(tensors):
+            if tensors[name].shape[-1] == sizes * len(own) * width:  # else its shape is reported
+                cells = tensors[name].reshape(*tensors[name].shape[:-1], sizes, len(own), width)
+                tensors[name] = cells[..., order, :].swapaxes(-3, -2).reshape(tensors[name].shape)
+
+
+def _match_classes(tensors, source, variables, class_names, reinitialise):
+    """Put the predictor rows into the order of the model's classes; return the classes that have none."""
+    known = source.class_names or (class_names if source.num_classes == len(class_names) else ())
+    unknown = tuple(name for name in class_names if name not in known)
+    if not reinitialise and (unknown or source.num_classes != len(class_names)):
+        raise ValueError(f"{source}: its classes ({listed(known)}) are not those of the model ({listed(class_names)})")
+    pairs = [(row, known.index(name)) for row, name in enumerate(class_names) if name in known]
+    for layer, width in (("class_logits", 1), ("box_predictor", 4)):
+        background = [(len(class_names), source.num_classes)] if layer == "class_logits" else []
+        rows, their_rows = np.array(pairs + background, int).reshape(-1, 2).T
+        for name in {f"{layer}/kernel", f"{layer}/bias"} & set(tensors):
+            own, theirs = keras.ops.convert_to_numpy(variables[name]).copy(), tensors[name]
+            if own.shape[:-1] == theirs.shape[:-1]:  # else its shape is reported
+                wide = (*own.shape[:-1], -1, width)
+                own.reshape(wide)[..., rows, :] = theirs.reshape(wide)[..., their_rows, :]
+                tensors[name] = own
+    return unknown
