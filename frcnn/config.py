@@ -6,7 +6,6 @@ everything takes keyword arguments.
 """
 
 import difflib
-import io
 import pickle
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from frcnn.files import replacing
+from frcnn.legacy import OldConfig, read_pickle, translate
 
 Positive = Annotated[float, Field(gt=0)]
 MOST_ERRORS = 5  # of a wrong config are printed; one mistake often causes several
@@ -51,9 +51,14 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The network. Anchors: Ren et al. 2015, section 3.1.1."""
 
-    depth: Literal[18, 50] = _field(50, "ResNet depth (He et al. 2015, table 1)")
+    depth: Literal[18, 34, 50, 101, 152] = _field(50, "ResNet depth (He et al. 2015, table 1)")
+    weights: str = _field("none", "initial weights: none, imagenet, or a file (Keras, torchvision, keras-frcnn, a run)")
+    conventions: Literal["auto", "frcnn", "torchvision", "keras", "keras2016", "keras_frcnn"] = _field(
+        "auto", "style, epsilon, bias, pooling and preprocessing of the network; auto: what the weights need, or frcnn"
+    )
+    trainable_stages: int = _field(3, "with initial weights, train this many last stages (torchvision)", ge=1, le=5)
     norm: Literal["auto", "frozen", "batch", "group"] = _field(
-        "auto", "normalisation; auto: batch, because frozen statistics of a random network cannot learn"
+        "auto", "normalisation; auto: frozen with initial weights, else batch: random frozen statistics cannot learn"
     )
     anchor_sizes: tuple[Positive, ...] = _field(
         (128, 256, 512), "square roots of the anchors' areas, pixels", min_length=1
@@ -75,6 +80,9 @@ class RPNConfig(_Section):
     train_post_nms: int = _field(2000, "proposals that leave NMS in training", ge=1)
     test_pre_nms: int = _field(6000, "best anchors that enter NMS in detection", ge=1)
     test_post_nms: int = _field(300, "proposals that leave NMS in detection", ge=1)
+    delta_weights: tuple[Positive, Positive, Positive, Positive] = _field(
+        (1.0, 1.0, 1.0, 1.0), "factors on (dx, dy, dw, dh) of the RPN's targets (keras-frcnn: 4)"
+    )
 
     @model_validator(mode="after")
     def _thresholds_in_order(self):
@@ -167,41 +175,67 @@ def with_overrides(config, overrides) -> Config:
 def save_config(config, folder, class_names):
     """Write config.yaml (for people, each field with its meaning) and config.pickle into `folder`, each atomically.
 
-    The pickle has protocol 2 and holds plain builtin values only: {"config": {...}, "class_names": [...]}.
-
     Args:
         config: a Config.
         folder: where to write; made when missing.
         class_names: K strings, in the order of the labels.
     """
-    plain = {"config": config.model_dump(mode="json"), "class_names": [str(name) for name in class_names]}
     with replacing(Path(folder, "config.yaml")) as file:
         file.write(_to_yaml(config))
-    with replacing(Path(folder, "config.pickle"), binary=True) as file:
-        pickle.dump(plain, file, protocol=2)
+    save_pickle(config, Path(folder, "config.pickle"), class_names)
+
+
+def save_pickle(config, path, class_names, weights=None):
+    """Write a config as a pickle (protocol 2) of {"config": {...}, "class_names": [...], "weights": "path" or None}.
+
+    Args:
+        config, class_names: as in `save_config`.
+        path: the file.
+        weights: the weights that go with it, named by their place beside the pickle or else absolutely; None: those of
+            the run folder that the pickle lies in.
+    """
+    if weights is not None:
+        weights = Path(weights).absolute()
+        weights = weights.name if weights.parent == Path(path).absolute().parent else str(weights)
+    names = [str(name) for name in class_names]
+    with replacing(path, binary=True) as file:
+        pickle.dump({"config": config.model_dump(mode="json"), "class_names": names, "weights": weights}, file, 2)
 
 
 def load_run_config(path) -> tuple[Config, tuple[str, ...]]:
-    """Read the config.pickle that `save_config` wrote, without executing anything that stands in it.
+    """The config and the class names of a run; argument and errors as in `load_pickle`."""
+    return load_pickle(path)[:2]
+
+
+def load_pickle(path) -> tuple[Config, tuple[str, ...], Path | None]:
+    """Read a config.pickle, ours or keras-frcnn's, without executing anything that stands in it.
 
     Args:
         path: the pickle, or the run folder that holds config.pickle.
 
     Returns:
-        (Config, class names in the order of the labels).
+        (Config, class names in the order of the labels, the weights file that the pickle names or None). Relative
+        names count from the pickle's folder; keras-frcnn's are also looked for in the working directory.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds anything but the plain values of a run's config.
+        ValueError: the file is missing, damaged, or holds anything but the plain values of a config.
     """
     path = Path(path)
     path = path / "config.pickle" if path.is_dir() else path
-    plain = _read_plain_pickle(path)
+    plain = read_pickle(path)
+    places = (path.parent,)
+    if isinstance(plain, OldConfig):
+        plain, places = translate(plain, path), (path.parent, Path())
     if not isinstance(plain, dict) or not isinstance(plain.get("config"), dict):
         raise ValueError(f'{path}: expected {{"config": {{...}}, "class_names": [...]}}, as save_config writes it')
-    class_names = plain.get("class_names")
+    class_names, weights = plain.get("class_names"), plain.get("weights")
     if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
         raise ValueError(f"{path}: class_names ({class_names!r:.80}) must be a list of strings")
-    return _validate(plain["config"], str(path)), tuple(class_names)
+    if not isinstance(weights, str | None):
+        raise ValueError(f"{path}: weights ({weights!r:.80}) must be the path of a file")
+    if weights is not None:
+        weights = next((place / weights for place in places if (place / weights).is_file()), path.parent / weights)
+    return _validate(plain["config"], str(path)), tuple(class_names), weights
 
 
 def describe_config(config) -> str:
@@ -315,28 +349,3 @@ def _unknown(name, source):
         for match in difflib.get_close_matches(field, known, n=1):
             return f"{source}: unknown field {name}; did you mean {known[match]}?"
     return f"{source}: unknown field {name}; known here: {', '.join(siblings)}"
-
-
-class _Refused(Exception):
-    """A pickle asked for something other than a plain value."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads builtin values only: whatever would import, and so could call, something is refused."""
-
-    def find_class(self, module, name):
-        raise _Refused(f"{module}.{name}")
-
-    def persistent_load(self, pid):
-        raise _Refused(f"persistent id {pid!r:.80}")
-
-
-def _read_plain_pickle(path):
-    try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except _Refused as error:
-        raise ValueError(f"{path} holds more than plain values ({error}): refused") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # damaged bytes can raise nearly anything
-        raise ValueError(f"{path}: damaged, or not a pickle ({error})") from error

@@ -1,27 +1,43 @@
+import errno
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from frcnn.cli import COMMANDS, find_run, main
-from frcnn.config import load_config
+from frcnn.config import load_config, load_pickle, save_config
 from frcnn.data.readers.annotation_text import write_annotations
 from tests.oracles.tiny import CLASS_NAMES, OVERRIDES, write_tiny_pictures
 
 ROOT = Path(__file__).parents[1]
 
 
+def run_script(name, *arguments):
+    """Run train_frcnn.py or test_frcnn.py in the working directory, in this process; return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    return caught.value.code
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with annotations, pictures and one trained run."""
+    """A folder with annotations, pictures and one trained run, made as with keras-frcnn."""
     folder = tmp_path_factory.mktemp("work")
     records = write_tiny_pictures(folder / "pictures")
     write_annotations(folder / "all.txt", records, CLASS_NAMES)
-    overrides = [*OVERRIDES, "train.epochs=1", "train.learning_rate=0.001", "detect.score_threshold=0.01"]
-    arguments = ["-p", folder / "all.txt", "--validation", folder / "all.txt", "--output", folder / "runs" / "one"]
-    assert main(["train", *map(str, arguments), *overrides]) == 0
+    (folder / "empty").mkdir()
+    overrides = [*OVERRIDES, "train.learning_rate=0.001", "detect.score_threshold=0.01"]
+    flags = ["-o", "simple", "-p", "all.txt", "--num_epochs", 1, "-n", 16, "--network", "resnet18"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_script("train_frcnn.py", *flags, "--validation=all.txt", "--output=runs/one", *overrides) == 0
     return folder
 
 
@@ -51,6 +67,25 @@ class TestWithARun:
         names = {path.name for path in (work / "runs" / "one").iterdir()}
         assert names >= {"config.yaml", "config.pickle", "best.weights.h5", "last.weights.h5", "curves.png"}
 
+    def test_the_old_files_are_a_copy_that_detects_the_same(self, work, frcnn, tmp_path, capsys):
+        assert (work / "model_frcnn.hdf5").read_bytes() == (work / "runs" / "one" / "best.weights.h5").read_bytes()
+        assert load_pickle("config.pickle") == (*load_pickle("runs/one")[:2], Path("model_frcnn.hdf5"))
+        arguments = ["-p", "pictures/", "-n", 8, "--network=resnet50", "--output"]
+        assert run_script("test_frcnn.py", *arguments, tmp_path / "old") == 0
+        assert "config.pickle" in capsys.readouterr().out
+        assert frcnn("detect", *arguments, tmp_path / "new", "--run", "runs/one")[0] == 0
+        old, new = ((tmp_path / name / "detections.json").read_text() for name in ("old", "new"))
+        assert old == new and len(json.loads(old)) > 0
+
+    def test_a_run_that_is_named_wins(self, frcnn, capsys):
+        assert run_script("test_frcnn.py", "-p", "pictures", "--run", "nowhere") == 2
+        assert "nowhere is not a finished run" in capsys.readouterr().err
+
+    def test_a_config_without_its_weights(self, work, frcnn, tmp_path):
+        (tmp_path / "config.pickle").write_bytes((work / "config.pickle").read_bytes())
+        result = frcnn("detect", "-p", work / "pictures", "--config_filename", tmp_path / "config.pickle")
+        assert_one_sentence(result, "model_frcnn.hdf5 is missing")
+
     def test_detect_writes_pictures_and_both_files(self, frcnn, tmp_path):
         code, out, error = frcnn(
             "detect", "-p", "pictures", "--run", "runs/one", "--output", tmp_path / "found", "--batch-size", 3
@@ -79,10 +114,14 @@ class TestWithARun:
         assert sorted(path.name for path in (tmp_path / "found" / "pictures").iterdir()) == ["0.png", "1.png"]
 
     def test_evaluate_prints_a_table_and_writes_json(self, frcnn, tmp_path):
-        code, out, error = frcnn("evaluate", "-p", "all.txt", "--run", "runs/one", "--output", tmp_path / "e.json")
+        code, out, error = frcnn(
+            "evaluate", "-p", "all.txt", "--config_filename", "config.pickle", "--output", tmp_path
+        )
         assert (code, error) == (0, "")
         assert all(name in out for name in CLASS_NAMES)
-        assert set(CLASS_NAMES) <= set(str(json.loads((tmp_path / "e.json").read_text())).replace("'", " ").split())
+        assert [entry["name"] for entry in json.loads((tmp_path / "evaluation.json").read_text())["classes"]] == [
+            *CLASS_NAMES
+        ]
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -91,7 +130,7 @@ class TestWithARun:
             (["evaluate", "-p", "nothing.txt"], ["nothing.txt"]),
             (["evaluate", "-p", "all.txt", "--run", "nowhere"], ["nowhere"]),
             (["detect", "-p", "nowhere"], ["nowhere", "no such folder or picture"]),
-            (["detect", "-p", "runs"], ["runs holds no picture"]),
+            (["detect", "-p", "empty"], ["empty holds no picture"]),
             (["detect", "-p", "pictures", "--run", "nowhere"], ["nowhere", "not a finished run"]),
             (
                 ["detect", "-p", "pictures", "--weights", "last", "--batch-size", "0"],
@@ -131,6 +170,227 @@ def test_mistakes_that_need_no_run(command, tmp_path):
     assert_one_sentence(command("train", "-p", "x.txt", "train.epochs=0"), "greater than or equal to 1")
     assert_one_sentence(command("train", "-p", "x.txt", "epochs"), "expected section.field=value")
     assert_one_sentence(command("detect", "-p", "pictures"), "train a detector first")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Annotations of two classes, `all.txt`, beside the pictures."""
+    records = write_tiny_pictures(tmp_path / "pictures")
+    write_annotations(tmp_path / "all.txt", records, CLASS_NAMES)
+    return records
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """Stands in for the training itself: keeps what it is given and writes a run of one byte; `end` is raised."""
+    given = SimpleNamespace(end=None)
+
+    def build_model(config, class_names):
+        given.config, given.class_names = config, class_names
+        return SimpleNamespace(config=config, class_names=class_names, weights_report=None)
+
+    def train_model(model, records, *, validation, output, verbose):
+        given.records, given.validation = records, validation
+        save_config(model.config, output, model.class_names)
+        (output / "best.weights.h5").write_bytes(b"w")
+        if given.end:
+            raise given.end
+        return SimpleNamespace(history={"loss": [1.0]})
+
+    monkeypatch.setattr("frcnn.training.build_model", build_model)
+    monkeypatch.setattr("frcnn.training.train_model", train_model)
+    return given
+
+
+class TestKerasFrcnnsFlags:
+    @pytest.mark.parametrize(
+        ("flags", "overrides"),
+        [
+            ([], []),
+            (["-n", "8"], ["roi.samples=8"]),
+            (["--num_rois=8"], ["roi.samples=8"]),
+            (["--network", "resnet50"], ["model.depth=50"]),
+            (["--network=resnet34"], ["model.depth=34"]),
+            (["--hf"], ["data.horizontal_flip=true"]),
+            (["--hf", "data.horizontal_flip=false"], []),
+            (["data.horizontal_flip=false"], ["data.horizontal_flip=false"]),
+            (["--vf"], ["data.vertical_flip=true"]),
+            (["--rot"], ["data.rotate_90=true"]),
+            (["--rot_90"], ["data.rotate_90=true"]),
+            (["--num_epochs", "7"], ["train.epochs=7"]),
+            (["--num_epochs", "7", "--hf", "train.epochs=3"], ["train.epochs=7"]),
+            (["--input_weight_path", "a: [b].h5"], ["model.weights='a: [b].h5'"]),
+            (["-o", "simple", "--split=a"], None),
+        ],
+        ids=str,
+    )
+    def test_training_is_told(self, command, pictures, training, flags, overrides):
+        code, _, error = command("train", "-p", "all.txt", "--output", "run", *flags)
+        if overrides is None:
+            return assert_one_sentence((code, "", error), "split")
+        assert (code, error) == (0, "")
+        assert training.config == load_config(None, overrides)
+
+    def test_the_files_go_where_they_say_and_into_the_run(self, command, pictures, training):
+        flags = ["--output_weight_path", "a/w.hdf5", "--config_filename", "b/c.pickle"]
+        code, out, _ = command("train", "-p", "all.txt", "--output", "run", *flags)
+        assert code == 0 and "--config_filename b/c.pickle" in out
+        assert Path("a/w.hdf5").read_bytes() == b"w"
+        assert load_pickle("b/c.pickle") == (load_config(), CLASS_NAMES, Path("a/w.hdf5").absolute())
+        assert sorted(path.name for path in Path("run").iterdir()) == [
+            "best.weights.h5",
+            "config.pickle",
+            "config.yaml",
+        ]
+        command("train", "-p", "all.txt", "--output", "run2", "--config_filename", "run2/c.pickle")
+        assert load_pickle("run2/c.pickle")[2] == Path("run2/best.weights.h5")
+
+    def test_without_them_only_the_run_is_written(self, command, pictures, training, tmp_path):
+        before = set(tmp_path.iterdir())
+        assert command("train", "-p", "all.txt", "--output", "run")[0] == 0
+        assert set(tmp_path.iterdir()) - before == {tmp_path / "run"}
+
+    def test_the_scripts_name_them_unless_told_otherwise(self, command, pictures, training):
+        assert (
+            run_script("train_frcnn.py", "-p", "all.txt", "--output", "run", "--config_filename", "other.pickle") == 0
+        )
+        assert not Path("config.pickle").exists()
+        assert load_pickle("other.pickle")[2] == Path("model_frcnn.hdf5")
+
+    @pytest.mark.parametrize(
+        ("end", "code", "kept"),
+        [(KeyboardInterrupt(), 130, True), (FloatingPointError("inf"), 2, True), (OSError(28, "no space"), 2, False)],
+        ids=repr,
+    )
+    def test_what_an_interrupted_run_has_is_kept(self, command, pictures, training, end, code, kept):
+        training.end = end
+        flags = ["--output_weight_path", "w.hdf5", "--config_filename", "c.pickle"]
+        result = command("train", "-p", "all.txt", "--output", "run", *flags)
+        assert result[0] == code and result[2].startswith("frcnn train: ") and result[2].count("\n") == 1
+        assert [Path(name).exists() for name in ("w.hdf5", "c.pickle")] == [kept, kept]
+
+    def test_vgg_is_not_there(self, command, pictures):
+        result = command("train", "-p", "all.txt", "--network", "vgg")
+        assert_one_sentence(result, "network 'vgg' is not there: frcnn has ResNets only")
+        assert_one_sentence(command("train", "-p", "all.txt", "--network", "resnet19"), "model.depth (19) must be")
+
+
+VOC_OBJECT = (
+    "<object><name>{}</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object>"
+)
+
+
+@pytest.fixture
+def voc(draw_picture, tmp_path):
+    """VOCdevkit/VOC2007 with the splits train (0, 1), val (2), trainval and test (3); a picture a class a or b."""
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "Annotations").mkdir()
+    for index, name in enumerate("abab"):
+        draw_picture(f"VOCdevkit/VOC2007/JPEGImages/{index}.jpg")
+        text = f"<annotation><filename>{index}.jpg</filename>{VOC_OBJECT.format(name)}</annotation>"
+        (root / "Annotations" / f"{index}.xml").write_text(text)
+    for split, names in {"train": "01", "val": "2", "trainval": "012", "test": "3"}.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def names_of(records):
+    return [Path(record.path).stem for record in records]
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained", "validated"),
+    [
+        (["data.val_fraction=0"], "012", ""),
+        (["-o", "voc", "--split", "train", "--validation", "val"], "01", "2"),
+        (["-o", "pascal_voc", "--validation", "test"], "012", "3"),
+        (["-o", "auto", "--validation", "VOCdevkit/VOC2007"], "012", "012"),
+    ],
+    ids=str,
+)
+def test_training_on_a_voc_tree(command, voc, training, flags, trained, validated):
+    code, out, error = command("train", "-p", "VOCdevkit/", "--output", "run", *flags)
+    assert (code, error, training.class_names) == (0, "", ("a", "b"))
+    assert (names_of(training.records), names_of(training.validation)) == (list(trained), list(validated))
+    assert ("3 of the 3 validation pictures are trained on too" in out) == (validated == "012")
+
+
+def test_a_class_that_training_never_sees_is_said(command, voc, training):
+    code, out, _ = command("train", "-p", "VOCdevkit", "--split", "trainval", "data.val_fraction=0", "--output", "run")
+    assert code == 0 and "note" not in out
+    Path("VOCdevkit/VOC2007/Annotations/1.xml").write_text("<annotation/>")
+    Path("VOCdevkit/VOC2007/ImageSets/Main/all.txt").write_text("0\n1\n2\n3\n")
+    for seed in range(9):
+        arguments = ["--split", "all", "data.val_fraction=0.3", f"train.seed={seed}", "--output", f"run{seed}"]
+        code, out, _ = command("train", "-p", "VOCdevkit", *arguments)
+        missing = [
+            name for name, only in (("a", {"0", "2"}), ("b", {"3"})) if not only & set(names_of(training.records))
+        ]
+        assert code == 0 and [f"show no {name}:" in out for name in ("a", "b")] == [name in missing for name in "ab"]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", ["all.txt is empty"]),
+            ("pictures/0.png,,,,,\n", ["no box"]),
+            ("pictures/0.png,1,1,20,20,a\n", ["1 picture(s) cannot be split", "data.val_fraction=0"]),
+            ("pictures/0.png,1,1,20,20\n", ["line 1", "5 fields"]),
+        ],
+        ids=["empty", "no class", "one picture", "five fields"],
+    )
+    def test_annotations(self, command, pictures, text, words):
+        Path("all.txt").write_text(text)
+        assert_one_sentence(command("train", "-p", "all.txt", "--output", "run"), *words)
+        assert not Path("run").exists()
+
+    def test_one_class_is_enough(self, command, pictures, training):
+        Path("all.txt").write_text("pictures/0.png,1,1,20,20,a\npictures/1.png,1,1,20,20,a\n")
+        assert command("train", "-p", "all.txt", "--output", "run")[0] == 0
+        assert training.class_names == ("a",)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["-p", "pictures"], ["pictures is no Pascal VOC tree"]),
+            (["-p", "all.txt", "-o", "voc"], ["all.txt is no Pascal VOC tree"]),
+            (["-p", "pictures", "-o", "simple"], ["pictures is a folder"]),
+            (["-p", "all.txt", "--validation", "pictures"], ["pictures is no Pascal VOC tree"]),
+            (["-p", "all.txt", "--validation", "nothing.txt"], ["nothing.txt"]),
+            (["-p", "all.txt", "--validation", "other.txt"], ["'new'", "model's classes"]),
+            (["-p", "all.txt", "--config", "pictures"], ["pictures", "Is a directory"]),
+            (["-p", "all.txt", "--output", "all.txt"], ["all.txt is a file: name a folder"]),
+            (["-p", "all.txt", "--output", "all.txt/run"], ["all.txt/run", "Not a directory"]),
+            (["-p", "all.txt", "--config_filename", "pictures"], ["pictures is a folder: name a file"]),
+            (["-p", "all.txt", "--output_weight_path", "all.txt/w"], ["all.txt", "exists"]),
+            (["-p", "all.txt", "--config_filename", "all.txt/sub/c"], ["all.txt/sub", "Not a directory"]),
+            (["-p", "all.txt", "--num_epochs", "0"], ["train.epochs (0) must be greater than or equal to 1"]),
+            (["-p", "all.txt", "-n", "-1"], ["roi.samples (-1) must be greater than or equal to 1"]),
+        ],
+        ids=str,
+    )
+    def test_files_folders_and_numbers(self, command, pictures, training, arguments, words):
+        Path("other.txt").write_text("pictures/0.png,1,1,20,20,new\n")
+        assert_one_sentence(command("train", *arguments), *words)
+
+    def test_a_run_is_not_overwritten(self, command, pictures, training):
+        assert command("train", "-p", "all.txt", "--output", "run")[0] == 0
+        Path("run/best.weights.h5").write_bytes(b"first")
+        result = command("train", "-p", "all.txt", "--output", "run", "--output_weight_path", "w.hdf5")
+        assert_one_sentence(result, "run holds a run already")
+        assert Path("run/best.weights.h5").read_bytes() == b"first" and not Path("w.hdf5").exists()
+
+    def test_no_space_left(self, command, pictures, training, monkeypatch):
+        Path("w.hdf5").write_bytes(b"old")
+
+        def full(source, target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+        monkeypatch.setattr("frcnn.files.os.replace", full)
+        result = command("train", "-p", "all.txt", "--output", "run", "--output_weight_path", "w.hdf5")
+        assert_one_sentence(result, "No space left on device")
+        assert Path("w.hdf5").read_bytes() == b"old" and not list(Path().glob("**/*.tmp"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["train"], ["detect", "-p", "x", "--batch-size", "many"]])

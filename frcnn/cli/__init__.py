@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 
 COMMANDS = {
     "train": "train a detector on annotated pictures",
@@ -23,6 +24,7 @@ def main(argv=None):
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
         explained in a sentence; 130 interrupted.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: no file and line of ours
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or a machine without GPU is told of an error at every start
     parser = argparse.ArgumentParser(
         "frcnn", description="Faster R-CNN for Keras 3.", epilog="example: frcnn train -p annotations.txt"
@@ -48,19 +50,33 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("FRCNN_TRACEBACK"):
             raise
-        print(f"frcnn {arguments.command}: {error}", file=sys.stderr)
+        print(f"frcnn {arguments.command}: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"frcnn {arguments.command}: interrupted", file=sys.stderr)
         return 130
 
 
+def _sentence(error):
+    if not isinstance(error, OSError) or not error.strerror:
+        return error
+    file = error.filename2 or error.filename  # of two, the one that a draft should have become
+    return f"{file}: {error.strerror}" if file else error.strerror
+
+
 def add_annotation_arguments(parser):
     """The arguments that name annotated pictures, for the commands that read them."""
     parser.add_argument(
-        "-p", "--path", required=True, metavar="FILE", help="annotations: filepath,x1,y1,x2,y2,class_name a line"
+        "-p", "--path", required=True, metavar="PATH", help="annotation file, or the folder of a Pascal VOC tree"
     )
-    parser.add_argument("-o", "--parser", default="simple", choices=["simple"], help="their format (default: simple)")
+    parser.add_argument(
+        "-o",
+        "--parser",
+        default="auto",
+        choices=["auto", "simple", "voc", "pascal_voc"],
+        help="their format; simple: filepath,x1,y1,x2,y2,class_name a line (default: auto: file simple, folder voc)",
+    )
+    parser.add_argument("--split", metavar="NAME", help="part of a VOC tree (default: trainval, to evaluate test)")
 
 
 def add_override_argument(parser):
@@ -72,22 +88,30 @@ def add_override_argument(parser):
 
 def add_run_arguments(parser):
     """The arguments that name a trained detector."""
-    parser.add_argument("--run", metavar="FOLDER", help="run folder that training wrote (default: the newest in runs/)")
     parser.add_argument(
-        "--weights", default="best", choices=["best", "last"], help="which of its weights (default: best)"
+        "--run",
+        "--config_filename",
+        metavar="PATH",
+        help="run folder that training wrote, or a config.pickle that names its weights (default: the newest in runs/)",
     )
+    parser.add_argument(
+        "--weights", default="best", choices=["best", "last"], help="which weights of a run folder (default: best)"
+    )
+    keras_frcnn = parser.add_argument_group("keras-frcnn's flags, accepted without effect")
+    keras_frcnn.add_argument("-n", "--num_rois", type=int, metavar="N", help="all proposals go through in one pass")
+    keras_frcnn.add_argument("--network", metavar="NAME", help="the config says which network it is")
 
 
-def find_run(folder):
-    """The run folder asked for, or the newest in runs/.
+def find_run(path):
+    """The run folder or config.pickle asked for, or the newest run folder in runs/.
 
     Raises:
         ValueError: none was named and none is there.
     """
     from pathlib import Path
 
-    if folder:
-        return Path(folder)
+    if path:
+        return Path(path)
     runs = sorted(Path("runs").glob("*/config.pickle"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise ValueError("no --run was named and runs/ holds none: train a detector first, or name its folder")

@@ -1,10 +1,13 @@
 """Train a Faster R-CNN on annotated pictures and write a run folder: weights, config, split, curves."""
 
+import json
+import shutil
 import sys
 import time
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument
+from frcnn.files import replacing
 
 EXAMPLE = "frcnn train -p annotations.txt --config config/resnet50_c4.yaml train.epochs=10"
 
@@ -13,45 +16,126 @@ def add_arguments(parser):
     """The arguments of `frcnn train`."""
     add_annotation_arguments(parser)
     parser.add_argument(
-        "--validation", metavar="FILE", help="annotations to validate on (default: data.val_fraction of FILE)"
+        "--validation",
+        metavar="PATH",
+        help="annotations to validate on, or a split of the same VOC tree (default: data.val_fraction of the pictures)",
     )
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
+    old = parser.add_argument_group("keras-frcnn's flags")
+    old.add_argument("-n", "--num_rois", type=int, metavar="N", help="RoIs in the loss, per picture: roi.samples")
+    old.add_argument("--network", metavar="NAME", help="resnet18, 34, 50, 101 or 152: model.depth")
+    switch = {"action": "store_true", "default": None}
+    old.add_argument("--hf", help="mirror left-right: data.horizontal_flip, on unless the config says no", **switch)
+    old.add_argument("--vf", help="mirror top-bottom: data.vertical_flip", **switch)
+    old.add_argument("--rot", "--rot_90", help="turn by multiples of 90 degrees: data.rotate_90", **switch)
+    old.add_argument("--num_epochs", type=int, metavar="N", help="passes over the training pictures: train.epochs")
+    old.add_argument("--input_weight_path", metavar="FILE", help="initial weights: model.weights")
+    old.add_argument("--output_weight_path", metavar="FILE", help="where to put a copy of the best weights")
+    old.add_argument("--config_filename", metavar="FILE", help="where to put a config.pickle that names those weights")
     add_override_argument(parser)
 
 
 def run(arguments):
     """Read, train, say where everything is."""
     from frcnn.config import load_config
-    from frcnn.data.readers import read_records
 
-    config = load_config(arguments.config, arguments.overrides)
-    records, class_names = read_records(arguments.path, arguments.parser)
-    validation = None
-    if arguments.validation:
-        validation, _ = read_records(arguments.validation, arguments.parser, class_names)
+    config = load_config(arguments.config, [*arguments.overrides, *_flag_overrides(arguments)])
     output = Path(arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
-    boxes = sum(len(record.boxes) for record in records)
-    print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
+    _check_places(arguments, output)
+    records, class_names, validation = _read(arguments, config)
 
     from frcnn import backend, training
-    from frcnn.models.detector import dtype_policy, normalisation
+    from frcnn.models.detector import dtype_policy
 
-    numbers = f"{dtype_policy(config.train.precision)}, {normalisation(config.model.norm)} normalisation"
-    print(f"{backend.start_device()}, {numbers}; run folder {output}", flush=True)
-    start = time.perf_counter()
+    training.refuse_finished(output)
+    device, start = backend.start_device(), time.perf_counter()
+    model = training.build_model(config, class_names)
+    numbers = f"{dtype_policy(config.train.precision)}, {model.config.model.norm} normalisation"
+    print(f"{device}, {numbers}; run folder {output}")
+    print(model.weights_report or "random initial weights", flush=True)
     verbose = 1 if sys.stdout.isatty() else 2
-    history = training.train(
-        config, records, class_names=class_names, validation=validation, output=output, verbose=verbose
-    )
-    _say_how_it_went(history.history, time.perf_counter() - start, output)
+    try:
+        history = training.train_model(model, records, validation=validation, output=output, verbose=verbose)
+    except (KeyboardInterrupt, FloatingPointError):
+        _copy_out(arguments, output)  # what the epochs before gave is not lost
+        raise
+    _say_how_it_went(history.history, time.perf_counter() - start)
+    copied = _copy_out(arguments, output)
+    print(f"detect with: python test_frcnn.py -p FOLDER --{'config_filename' if copied else 'run'} {copied or output}")
     return 0
 
 
-def _say_how_it_went(history, seconds, output):
+def _flag_overrides(arguments):
+    """keras-frcnn's flags as overrides, so that they are checked like any field."""
+    from frcnn.legacy import network_depth
+
+    flags = {
+        "roi.samples": arguments.num_rois,
+        "model.depth": arguments.network and network_depth(arguments.network),
+        "model.weights": arguments.input_weight_path,
+        "data.horizontal_flip": arguments.hf,
+        "data.vertical_flip": arguments.vf,
+        "data.rotate_90": arguments.rot,
+        "train.epochs": arguments.num_epochs,
+    }
+    return [f"{field}={json.dumps(value)}" for field, value in flags.items() if value is not None]
+
+
+def _check_places(arguments, output):
+    """Before hours of training, not after them."""
+    if output.is_file():
+        raise ValueError(f"{output} is a file: name a folder for the run")
+    for file in filter(None, (arguments.config_filename, arguments.output_weight_path)):
+        if Path(file).is_dir():
+            raise ValueError(f"{file} is a folder: name a file in it")
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _read(arguments, config):
+    """The training records, the class names, the validation records; says how many there are and what is odd."""
+    from frcnn.data.batches import split_records
+    from frcnn.data.readers import read_records, split_names
+
+    records, class_names = read_records(arguments.path, arguments.parser, split=arguments.split)
+    boxes = sum(len(record.boxes) for record in records)
+    print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
+    if arguments.validation:
+        own_split = arguments.validation in split_names(arguments.path)
+        place = (arguments.path, arguments.validation) if own_split else (arguments.validation, None)
+        validation, _ = read_records(place[0], arguments.parser, class_names, split=place[1])
+        both = {record.path for record in records} & {record.path for record in validation}
+        if both:
+            print(f"note: {len(both)} of the {len(validation)} validation pictures are trained on too")
+    else:
+        records, validation = split_records(records, config.data.val_fraction, config.train.seed)
+    shown = {label for record in records for label in record.labels.tolist()}
+    unseen = [name for label, name in enumerate(class_names) if label not in shown]
+    if unseen:
+        print(f"note: the {len(records)} pictures to train on show no {', '.join(unseen)}: it cannot be learned")
+    return records, class_names, validation
+
+
+def _copy_out(arguments, output):
+    """Put the best weights, and a config that names them, where keras-frcnn's flags say; return the config's place."""
+    from frcnn.config import load_pickle, save_pickle
+
+    best = output / "best.weights.h5"
+    if not best.exists():  # stopped within the first epoch
+        return None
+    weights = Path(arguments.output_weight_path or best)
+    if arguments.output_weight_path:
+        with replacing(weights, binary=True) as file, best.open("rb") as source:
+            shutil.copyfileobj(source, file)
+    if arguments.config_filename:
+        config, class_names, _ = load_pickle(output)
+        save_pickle(config, arguments.config_filename, class_names, weights)
+    return arguments.config_filename
+
+
+def _say_how_it_went(history, seconds):
     print(f"{len(history['loss'])} epochs in {seconds / 60:.1f} minutes, loss {history['loss'][-1]:.3f}")
     if "val_map" in history:
         scores = history["val_map"]
         epoch = scores.index(max(scores)) + 1
         print(f"best validation mAP {max(scores):.3f} after epoch {epoch}, last {scores[-1]:.3f}")
-    print(f"detect with: python test_frcnn.py -p FOLDER --run {output}")
