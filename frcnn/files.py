@@ -5,6 +5,35 @@ import os
 from pathlib import Path
 
 
+def find_files(folder, suffixes, skip=None):
+    """The files with one of the suffixes in a folder and its sub-folders, each folder's in order of name.
+
+    Hidden files and folders are left out. Links to folders are followed, but no folder is entered twice.
+
+    Args:
+        folder: where to look.
+        suffixes: tuple of suffixes in lower case, dot included.
+        skip: a folder that is not entered, or None.
+
+    Returns:
+        list of strings, `folder` before each.
+
+    Raises:
+        ValueError: a folder cannot be listed.
+    """
+
+    def refuse(error):
+        raise ValueError(f"{error.filename}: the folder cannot be listed ({error.strerror})") from error
+
+    found, seen = [], {os.path.realpath(place) for place in (folder, skip or folder)}
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        targets = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for name, target in targets.items() if not (target in seen or seen.add(target))]
+        names = sorted(name for name in names if name[0] != "." and name.lower().endswith(suffixes))
+        found += [os.path.join(place, name) for name in names]
+    return found
+
+
 @contextlib.contextmanager
 def replacing(path, binary=False):
     """Open a file beside `path` that takes its place when the block ends well, and vanishes if it does not.
@@ -17,7 +46,9 @@ def replacing(path, binary=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(draft, "wb") if binary else open(draft, "w", encoding="utf-8", newline="") as file:
+        # A file name that is no UTF-8 must not cost a long run its results.
+        text = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with open(draft, **({"mode": "wb"} if binary else text)) as file:
             yield file
         os.replace(draft, path)
     finally:

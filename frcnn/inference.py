@@ -1,41 +1,46 @@
 """Detection: from a run folder and pictures to `Detections` in the pictures' own pixels."""
 
+import dataclasses
+import hashlib
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from frcnn.config import load_run_config, with_overrides
+from frcnn.config import load_pickle, with_overrides
 from frcnn.data.batches import pad_images
 from frcnn.data.images import read_image, resize_image, resized_size
 from frcnn.data.threads import map_in_threads
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.records import Detections
+from frcnn.weights import describe, load_weights
 
 
 def load_detector(run, *, weights="best", overrides=()):
     """Build the detection model of a run and load its weights.
 
     Args:
-        run: folder written by `train`.
-        weights: "best" (by validation mAP) or "last".
+        run: folder written by `train`, or a config.pickle that names its weights, ours or keras-frcnn's.
+        weights: "best" (by validation mAP) or "last" of a run folder.
         overrides: "key=value" strings on the run's config, e.g. "detect.score_threshold=0.5".
 
     Returns:
-        keras.Model with `config` and `class_names`; see `frcnn.models.detector.detection_model`.
+        keras.Model with `config` and `class_names`; see `frcnn.models.detector.detection_model`. `weights_report` is a
+        `frcnn.weights.Report` of weights that a config.pickle names, or None.
 
     Raises:
         ValueError: the folder holds no run, or weights that do not fit its config.
     """
     run = Path(run)
-    file = run / f"{weights}.weights.h5"
-    for needed in (run / "config.pickle", file):
-        if not needed.exists():
-            raise ValueError(
-                f"{run} is not a finished run: {needed.name} is missing; train one, or name another folder"
-            )
-    config, class_names = load_run_config(run / "config.pickle")
+    pickle = run if run.is_file() else run / "config.pickle"
+    _require(pickle, run)
+    config, class_names, named_weights = load_pickle(pickle)
+    file = named_weights or pickle.parent / f"{weights}.weights.h5"
+    _require(file, run)
     model = build_detector(with_overrides(config, overrides), class_names)
+    if named_weights:
+        return _load_named(model, file)
     try:
         with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips before it raises
             model.load_weights(file)
@@ -45,7 +50,29 @@ def load_detector(run, *, weights="best", overrides=()):
             f"{file} is damaged or does not fit the config.pickle beside it ({classes}, ResNet-{config.model.depth}): "
             "take both files from one training run, without overrides of model.*, or train again"
         ) from error
-    return detection_model(model)
+    detector = detection_model(model)
+    detector.weights_report = None
+    return detector
+
+
+def _require(file, run):
+    if not file.exists():
+        raise ValueError(f"{run} is not a finished run: {file.name} is missing; train one, or name another folder")
+
+
+def _load_named(model, file):
+    """The detection twin of a model, with weights of any suffix, keras-frcnn's among them; all of it or an error."""
+    # What the pickle says holds, whatever config.pickle lies beside the weights.
+    source = dataclasses.replace(describe(file), class_names=model.class_names, conventions=None)
+    report = load_weights(model, source, anchor_ratios=model.config.model.anchor_ratios)
+    if report.missing:
+        raise ValueError(
+            f"{file} lacks {len(report.missing)} of the {len(report.missing + report.loaded)} tensors of the detector "
+            f"that its config describes, {report.missing[0]} for one: take both files from one training run"
+        )
+    detector = detection_model(model)
+    detector.weights_report = report
+    return detector
 
 
 def detect(detector, images, *, batch_size=None):
@@ -61,13 +88,13 @@ def detect(detector, images, *, batch_size=None):
         batch_size: pictures in a pass; None: the config's `detect.batch_size`.
 
     Returns:
-        list of `Detections`, in the order of `images`, boxes in the pixels of the original pictures.
+        `Detections` of one picture, list of `Detections` of a list, in its order; boxes in the pixels of the originals.
 
     Raises:
         ValueError: a picture cannot be read, or an array has another shape or dtype; it is named.
     """
-    if isinstance(images, str | Path | np.ndarray):
-        images = [images]
+    if isinstance(images, str | os.PathLike | np.ndarray):
+        return detect(detector, [images], batch_size=batch_size)[0]
     found = []
     for result in detect_stream(detector, images, batch_size=batch_size):
         if isinstance(result, Exception):
@@ -96,6 +123,14 @@ def detect_stream(detector, images, *, batch_size=None):
             yield from _finish(detector, batch, waiting, batch_size)
             batch, waiting = [], []
     yield from _finish(detector, batch, waiting, batch_size)
+
+
+def fingerprint(detector):
+    """A digest of all weights of a detector, as hexadecimal text: another training run has another."""
+    digest = hashlib.sha256()
+    for variable in detector.weights:
+        digest.update(np.ascontiguousarray(variable.numpy()))
+    return digest.hexdigest()
 
 
 def _prepare(image, data):
@@ -131,4 +166,4 @@ def _detect_batch(detector, batch, batch_size):
         boxes, scores, labels = (outputs[name][index] for name in ("boxes", "scores", "labels"))
         found = labels >= 0
         scale = np.array([size[1] / resized.shape[1], size[0] / resized.shape[0]] * 2, np.float32)
-        yield Detections(boxes[found] * scale, scores[found], labels[found], detector.class_names, path)
+        yield Detections(boxes[found] * scale, scores[found], labels[found], detector.class_names, path, size)

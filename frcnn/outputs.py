@@ -1,53 +1,65 @@
-"""Detections on disk: as COCO results (JSON) and as a table (CSV).
+"""Detections on disk: COCO results (JSON), a table (CSV), VOC XML, YOLO text, and the objects cut out of a picture.
 
-Both writers tell a picture in which nothing was found from one that was never looked at, and replace an older file only
-once the new one is complete.
+`write_json` and `write_csv` take any iterable, so that any number of pictures needs little memory. All tell a picture
+in which nothing was found from one never looked at, and replace an older file only once the new one is complete.
 """
 
+import csv
 import json
+import re
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 
+from frcnn.data.images import write_image
 from frcnn.files import replacing
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 5
+YOLO_DECIMALS = 6
 
 
-def write_json(path, detections, sizes=None):
+def write_json(path, detections):
     """Write a COCO results file, and beside it the list of the pictures.
 
     `detections.json` is the list that `pycocotools.COCO.loadRes` takes, one line a detection:
     `{"image_id", "category_id", "bbox": [x, y, width, height], "score", "file_name", "category_name"}`. Such a list has
     no place for a picture without detections, so `detections.images.json` holds every picture as
-    `{"id", "file_name", "detections": their number}` (with "height" and "width" where sizes are given) and every class
-    as `{"id", "name"}`, under COCO's keys "images" and "categories".
+    `{"id", "file_name", "detections": their number}` (with "height" and "width" where the size is known) and every
+    class as `{"id", "name"}`, under COCO's keys "images" and "categories".
 
     `image_id` is the place of the picture in `detections`, from 1, and `category_id` the label plus 1, as COCO counts;
     annotations that are numbered otherwise are joined by "file_name". Boxes are rounded to 2 decimals, scores to 5.
 
     Args:
         path: file to write, ending in ".json"; missing folders are made.
-        detections: list of Detections, all with the same class names.
-        sizes: list of (height, width) of the same pictures, pixels, or None.
+        detections: iterable of Detections, all with the same class names.
 
     Returns:
         (path, images_path), both Path.
 
     Raises:
-        ValueError: sizes or class names disagree, or a box or score is not finite.
+        ValueError: class names disagree, or a box or score is not finite.
     """
-    path = Path(path)
-    images, categories = _coco_images(detections, sizes), _coco_categories(detections)
-    results = [entry for image, found in zip(images, detections, strict=True) for entry in _coco_results(image, found)]
+    path, names, count = Path(path), (), 0
     images_path = path.with_suffix(".images.json")
-    # The pictures first: whoever finds the results finds their list too.
-    with replacing(images_path) as file:
-        file.write(f'{{"images": {_json_lines(images)}, "categories": {_json_lines(categories)}}}\n')
-    with replacing(path) as file:
-        file.write(_json_lines(results) + "\n")
+    # The inner file takes its place first: whoever finds the results finds their pictures too.
+    with replacing(path) as results, replacing(images_path) as images:
+        images.write('{"images": [')
+        results.write("[")
+        for index, found in enumerate(detections):
+            names = names if index else found.class_names
+            _require_same_classes(index, found, names)
+            image = {"id": index + 1, "file_name": found.path, "detections": len(found)}
+            image |= dict(zip(("height", "width"), found.size or ()))
+            images.write(_json_lines([image], index))
+            results.write(_json_lines(_coco_results(image, found), count))
+            count += len(found)
+        categories = [{"id": category_id, "name": name} for category_id, name in enumerate(names, start=1)]
+        images.write(f'\n], "categories": [{_json_lines(categories, 0)}\n]}}\n')
+        results.write("\n]\n")
     return path, images_path
 
 
@@ -59,7 +71,7 @@ def write_csv(path, detections):
 
     Args:
         path: file to write; missing folders are made.
-        detections: list of Detections.
+        detections: iterable of Detections.
 
     Returns:
         Path of the file.
@@ -68,37 +80,108 @@ def write_csv(path, detections):
         ValueError: a box or score is not finite.
     """
     path = Path(path)
-    empty = np.full((1, 5), np.nan)
-    numbers = [np.column_stack(_rounded(found)) if len(found) else empty for found in detections]
-    table = pd.DataFrame(np.concatenate([np.zeros((0, 5)), *numbers]), columns=["x1", "y1", "x2", "y2", "score"])
-    table.insert(0, "file", [found.path for found in detections for _ in range(max(len(found), 1))])
-    table["class"] = [name for found in detections for name in _label_names(found) or [""]]
     with replacing(path) as file:
-        table.to_csv(file, index=False, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "x1", "y1", "x2", "y2", "score", "class"])
+        for found in detections:
+            boxes, scores = _rounded(found)
+            rows = zip(boxes.tolist(), scores.tolist(), _label_names(found))
+            writer.writerows([found.path, *box, score, name] for box, score, name in rows)
+            if not len(found):
+                writer.writerow([found.path, "", "", "", "", "", ""])
     return path
 
 
-def _coco_images(detections, sizes):
-    if sizes is not None and len(sizes) != len(detections):
-        raise ValueError(f"{len(sizes)} sizes but {len(detections)} detections: give one (height, width) per picture")
-    images = []
-    for index, found in enumerate(detections):
-        image = {"id": index + 1, "file_name": found.path, "detections": len(found)}
-        if sizes is not None:
-            image["height"], image["width"] = map(int, sizes[index])
-        images.append(image)
-    return images
+def write_voc(path, found):
+    """Write the detections of one picture as a Pascal VOC annotation, each object with its score.
+
+    VOC counts pixels from 1 and its boxes include their last pixel, so a box is (x1 + 1, y1 + 1, x2, y2), rounded to
+    whole pixels of the picture.
+
+    Args:
+        path: XML file to write; missing folders are made.
+        found: Detections whose `size` is known.
+
+    Raises:
+        ValueError: a box or score is not finite.
+    """
+    root = ElementTree.Element("annotation")
+    _add(root, folder=Path(found.path).parent.name, filename=Path(found.path).name, path=found.path)
+    height, width = found.size
+    _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    boxes, scores = _rounded(found)
+    first = np.clip(np.round(boxes[:, :2]), 0, [width - 1, height - 1]) + 1
+    last = np.maximum(np.round(boxes[:, 2:]), first)  # what is thinner than half a pixel keeps one
+    corners = np.concatenate([first, last], axis=1).astype(int).tolist()
+    for name, box, score in zip(_label_names(found), corners, scores.tolist()):
+        entry = ElementTree.SubElement(root, "object")
+        _add(entry, name=name, difficult=0, score=score)
+        _add(ElementTree.SubElement(entry, "bndbox"), **dict(zip(("xmin", "ymin", "xmax", "ymax"), box)))
+    ElementTree.indent(root)
+    with replacing(path, binary=True) as file:
+        file.write(ElementTree.tostring(root, encoding="utf-8") + b"\n")
 
 
-def _coco_categories(detections):
-    names = detections[0].class_names if detections else ()
-    for index, found in enumerate(detections):
-        if found.class_names != names:
-            raise ValueError(
-                f"detections {index} ({found.path}) name the classes {found.class_names}, detections 0 {names}: "
-                "write those of different detectors into different files"
-            )
-    return [{"id": category_id, "name": name} for category_id, name in enumerate(names, start=1)]
+def write_yolo(path, found):
+    """Write the detections of one picture as YOLO text: `class cx cy w h score` a line, an empty file for none.
+
+    Args:
+        path: text file to write; missing folders are made.
+        found: Detections whose `size` is known; centre and sides become shares of the picture's width and height.
+
+    Raises:
+        ValueError: a box or score is not finite.
+    """
+    boxes, scores = _rounded(found)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    shares = np.concatenate([(low + high) / 2, high - low], axis=1) / [*found.size[::-1], *found.size[::-1]]
+    with replacing(path) as file:
+        for label, share, score in zip(found.labels, shares, scores):
+            numbers = " ".join(f"{side:.{YOLO_DECIMALS}f}" for side in share)
+            file.write(f"{label} {numbers} {score:.{SCORE_DECIMALS}f}\n")
+
+
+def write_crops(folder, name, image, found):
+    """Cut the detections out of their picture: `folder/<class>/<name>_<n>.jpg`, n from 1, best first.
+
+    Args:
+        folder: where the folders of the classes are made; what a folder's name cannot hold becomes "_".
+        name: the picture's, without suffix; it may hold folders.
+        image: (H, W, 3) uint8 RGB.
+        found: Detections.
+
+    Raises:
+        ValueError: a file cannot be written.
+    """
+    edge = np.array(image.shape[1::-1])
+    first = np.clip(np.floor(found.boxes[:, :2]), 0, edge - 1).astype(int)
+    last = np.clip(np.ceil(found.boxes[:, 2:]), first + 1, edge).astype(int)
+    for index, ((x1, y1), (x2, y2)) in enumerate(zip(first, last)):
+        path = Path(folder, _folder_name(found, index), f"{name}_{index + 1}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, image[y1:y2, x1:x2])
+
+
+def unique_stems(names):
+    """Shorten file names to what a file beside each can be called: without suffix, where no other is then the same.
+
+    Args:
+        names: list of distinct relative paths, "/" between their parts.
+
+    Returns:
+        list of strings: ["a.jpg", "b.jpg", "b.png"] gives ["a", "b.jpg", "b.png"].
+    """
+    stems = [str(Path(name).with_suffix("")) for name in names]
+    times = Counter([*stems, "classes"])  # YOLO's list of the classes lies there too
+    return [stem if times[stem] == 1 else name for stem, name in zip(stems, names)]
+
+
+def _require_same_classes(index, found, names):
+    if found.class_names != names:
+        raise ValueError(
+            f"detections {index} ({found.path}) name the classes {found.class_names}, detections 0 {names}: "
+            "write those of different detectors into different files"
+        )
 
 
 def _coco_results(image, found):
@@ -121,6 +204,25 @@ def _coco_results(image, found):
     ]
 
 
+def _json_lines(entries, before):
+    """Entries of a JSON list, a line each, that follow `before` others."""
+    lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+    return "".join(f"{',' * bool(before + index)}\n{line}" for index, line in enumerate(lines))
+
+
+def _add(parent, **texts):
+    for tag, text in texts.items():
+        ElementTree.SubElement(parent, tag).text = str(text)
+
+
+def _folder_name(found, index):
+    """The class's name; with the label before it where a character had to go, lest two classes become one."""
+    label = found.labels[index]
+    name = found.class_names[label]
+    safe = re.sub(r"[^\w .+-]", "_", name).strip(" .")
+    return safe if safe == name else f"{label}_{safe}"
+
+
 def _label_names(found):
     return [found.class_names[label] for label in found.labels]
 
@@ -133,9 +235,3 @@ def _rounded(found):
         )
     boxes, scores = found.boxes.astype(np.float64), found.scores.astype(np.float64)
     return np.round(boxes, BOX_DECIMALS), np.round(scores, SCORE_DECIMALS)
-
-
-def _json_lines(entries):
-    if not entries:
-        return "[]"
-    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]"

@@ -1,5 +1,9 @@
 import builtins
 import io
+import os
+import runpy
+import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -106,28 +110,92 @@ def test_without_proc_nothing_is_known(monkeypatch):
     assert backend._processor_flags() == set()
 
 
-@pytest.mark.tensorflow
-@pytest.mark.parametrize(("capability", "native"), [((8, 0), True), ((9, 0), True), ((7, 5), False), (None, False)])
-def test_bfloat16_is_native_from_compute_capability_8_on(monkeypatch, capability, native):
-    import tensorflow as tf
+@pytest.fixture
+def on(monkeypatch):
+    """Pretend to run on a backend whose GPUs have these names: on("jax", ["NVIDIA H100"], capability="9.0")."""
 
-    details = {} if capability is None else {"compute_capability": capability}
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    def pretend(name, gpus=(), capability="8.0"):
+        monkeypatch.setattr(keras.backend, "backend", lambda: name)
+        monkeypatch.setitem(sys.modules, name, FAKES[name](gpus, capability))
+
+    return pretend
+
+
+def fake_tensorflow(gpus, capability):
+    details = {"compute_capability": tuple(map(int, capability.split(".")))} if capability else {}
+    grown = []
+    experimental = SimpleNamespace(
+        get_device_details=lambda gpu: {"device_name": gpu, **details},
+        set_memory_growth=lambda gpu, enable: grown.append((gpu, enable)),
+    )
+    return SimpleNamespace(
+        config=SimpleNamespace(list_physical_devices=lambda kind: list(gpus), experimental=experimental), grown=grown
+    )
+
+
+def fake_jax(gpus, capability):
+    devices = [SimpleNamespace(platform="gpu", device_kind=gpu, compute_capability=capability) for gpu in gpus]
+    return SimpleNamespace(devices=lambda: devices or [SimpleNamespace(platform="cpu", device_kind="cpu")])
+
+
+def fake_torch(gpus, capability):
+    cuda = {
+        "is_available": lambda: bool(gpus),
+        "device_count": lambda: len(gpus),
+        "get_device_name": lambda index: gpus[index],
+        "get_device_capability": lambda: tuple(map(int, capability.split("."))),
+    }
+    return SimpleNamespace(cuda=SimpleNamespace(**cuda))
+
+
+FAKES = {"tensorflow": fake_tensorflow, "jax": fake_jax, "torch": fake_torch}
+
+
+@pytest.mark.parametrize("name", FAKES)
+@pytest.mark.parametrize(("capability", "native"), [("8.0", True), ("9.0", True), ("10.0", True), ("7.5", False)])
+def test_bfloat16_is_native_from_compute_capability_8_on(on, name, capability, native):
+    on(name, ["a GPU"], capability)
     assert backend.bfloat16_is_native() is native
+
+
+def test_bfloat16_where_no_compute_capability_is_known(on):
+    on("tensorflow", ["another maker's GPU"], "")
+    assert not backend.bfloat16_is_native()
+    on("jax", ["another maker's GPU"], "gfx942")
+    assert backend.bfloat16_is_native()
 
 
 def test_the_device_is_named_with_its_backend():
     assert backend.start_device().startswith(f"{keras.backend.backend()} on ")
 
 
-@pytest.mark.tensorflow
-def test_only_the_start_touches_a_gpus_memory(monkeypatch):
-    """Once tensors exist TensorFlow refuses it, and a run's files name the device after its model is built."""
-    import tensorflow as tf
+@pytest.mark.parametrize("name", FAKES)
+def test_gpus_are_named(on, name):
+    for gpus, device in (
+        ([], "CPU"),
+        (["NVIDIA H100"], "NVIDIA H100"),
+        (["NVIDIA T4", "NVIDIA H100"], "NVIDIA T4, the first of 2"),
+    ):
+        on(name, gpus)
+        assert backend.start_device() == backend.device_name() == f"{name} on {device}"
 
-    grown = []
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
-    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, enable: grown.append((gpu, enable)))
-    assert backend.device_name() == "tensorflow on 1 GPU" and grown == []
-    assert backend.start_device() == "tensorflow on 1 GPU" and grown == [("a GPU", True)]
+
+def test_only_the_start_touches_the_memory_of_tensorflows_gpus(on):
+    """Once tensors exist TensorFlow refuses it, and a run's files name the device after its model is built."""
+    on("tensorflow", ["one", "two"])
+    grown = sys.modules["tensorflow"].grown
+    backend.device_name()
+    assert grown == []
+    backend.start_device()
+    assert grown == [("one", True), ("two", True)]
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [(None, "false"), ("true", "true")])
+def test_jax_is_told_to_let_memory_grow_before_keras_imports_it(monkeypatch, chosen, kept):
+    monkeypatch.setitem(sys.modules, "keras", None)  # so that importing it fails
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    with pytest.raises(ImportError, match="keras"):
+        runpy.run_path(backend.__file__)
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == kept

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -47,10 +49,11 @@ def test_paths_and_arrays_alone_and_in_lists(detector, pictures):
         assert_is_detections(by_path, CLASS_NAMES, size=(SIZE, SIZE))
         assert_is_detections(by_array, CLASS_NAMES, size=(SIZE, SIZE))
         assert_same(by_path, by_array, tolerance=0)
-    (alone,) = detect(detector, pictures[1])
-    assert_same(alone, found[1])
-    (alone,) = detect(detector, tiny_images()[1])
-    assert_same(alone, found[1])
+    assert {detections.size for detections in found} == {(SIZE, SIZE)}
+    for one in (pictures[1], Path(pictures[1]), tiny_images()[1]):
+        alone = detect(detector, one)
+        assert_is_detections(alone, CLASS_NAMES)
+        assert_same(alone, found[1])
 
 
 def test_no_pictures(detector):
@@ -74,7 +77,7 @@ def test_boxes_grow_with_the_picture(detector, down, right):
     if down != right:  # shrinks to 64 x 128 by 2 below and 2.5 to the right of it
         small = np.repeat(small[:, ::2], 2, axis=1)
     large = np.repeat(np.repeat(small, down, axis=0), right if down == right else down, axis=1)
-    (first,), (second,) = detect(detector, small), detect(detector, large)
+    first, second = detect(detector, small), detect(detector, large)
     assert len(first) and first.labels.tolist() == second.labels.tolist()
     np.testing.assert_allclose(second.boxes, first.boxes * down, atol=down * 1e-3)
     np.testing.assert_allclose(second.scores, first.scores, atol=1e-3)

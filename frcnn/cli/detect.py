@@ -1,91 +1,167 @@
-"""Detect objects in a folder of pictures; write annotated pictures, detections.json (COCO results), detections.csv."""
+"""Detect objects in the pictures of a folder and its sub-folders; write the detections, and the pictures with them."""
 
+import os
+import shutil
 import sys
+import time
+from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 from frcnn.cli import add_override_argument, add_run_arguments, find_run
+from frcnn.files import find_files
 
 EXAMPLE = "frcnn detect -p folder/ --run runs/demo --score 0.5"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+LEAST_ROOM = 2**20  # bytes
+MOST_ERRORS = 20  # are printed
 
 
 def add_arguments(parser):
     """The arguments of `frcnn detect`."""
-    parser.add_argument("-p", "--path", required=True, metavar="FOLDER", help="folder of pictures, or one picture")
+    add = parser.add_argument
+    add("-p", "--path", required=True, metavar="FOLDER", help="folder of pictures, sub-folders included, or a picture")
     add_run_arguments(parser)
-    parser.add_argument("--output", default="detections", metavar="FOLDER", help="where to write (default: detections)")
-    parser.add_argument("--score", type=float, metavar="S", help="lowest score in the files (default: the run's, 0.05)")
-    parser.add_argument("--draw-score", type=float, default=0.5, metavar="S", help="lowest score drawn (default: 0.5)")
-    parser.add_argument(
-        "--nms", type=float, metavar="IOU", help="overlap above which the weaker goes (default: the run's, 0.5)"
-    )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures in a pass (default: the run's, 4)")
+    add("--output", default="detections", metavar="FOLDER", help="where to write (default: detections)")
+    formats = ["json", "csv", "voc", "yolo"]
+    add("--format", nargs="+", choices=formats, default=formats[:2], help="files to write (default: json csv)")
+    add("--resume", action="store_true", help="go on with the run that was interrupted: only what is missing")
+    add("--score", type=float, metavar="S", help="lowest score in the files (default: the run's, 0.05)")
+    add("--draw-score", type=float, default=0.5, metavar="S", help="lowest score drawn and cut out (default: 0.5)")
+    add("--classes", nargs="+", metavar="NAME", help="keep only these classes (default: all)")
+    add("--max-detections", type=int, metavar="N", help="most detections in a picture (default: the run's, 100)")
+    add("--nms", type=float, metavar="IOU", help="overlap above which the weaker goes (default: the run's, 0.5)")
+    add("--batch-size", type=int, metavar="N", help="pictures in a pass (default: the run's, 4)")
+    add("--workers", type=int, metavar="N", help="threads that read and draw pictures (default: the run's, 2)")
+    add("--no-pictures", action="store_true", help="draw no pictures")
+    add("--save-crops", action="store_true", help="cut out each detection that is drawn: a folder a class")
     add_override_argument(parser)
 
 
 def run(arguments):
-    """Detect in every picture; say what was found, what could not be read, and where the results are."""
-    paths, output = find_pictures(arguments.path), Path(arguments.output)
-    run_folder = find_run(arguments.run)
-    detector = _load(arguments, run_folder)
-    (output / "pictures").mkdir(parents=True, exist_ok=True)
-    found, broken = _detect_all(detector, paths, arguments, output / "pictures")
+    """Detect in every picture that is not done yet; say what was found, what could not be read, and where it lies."""
+    output = Path(arguments.output)
+    names = find_pictures(arguments.path, output)
+    _require_room(output)
+    detector = _load(arguments, find_run(arguments.run))
+    settings = _settings(arguments, detector)
 
-    from frcnn.outputs import write_csv, write_json
+    from frcnn import folders
 
-    write_json(output / "detections.json", found)
-    write_csv(output / "detections.csv", found)
-    drawn = sum(len(detections.above(arguments.draw_score)) for detections in found)
-    print(f"{len(found)} pictures, {drawn} detections of score {arguments.draw_score:g} or more")
-    print(f"pictures: {output / 'pictures'}; files: {output / 'detections.json'}, {output / 'detections.csv'}")
-    for error in broken:
-        print(f"frcnn detect: skipped: {error}", file=sys.stderr)
+    done = folders.begin(output, settings, arguments.resume) & names.keys()
+    try:
+        _detect(folders.detect_folder(detector, names, output, settings, done), len(names), len(done))
+        broken = folders.write_results(names, detector.class_names, output, arguments.format)
+        _summarise(folders.read_detections(output, detector.class_names, names), arguments.draw_score)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{output}: {error}; mend that, then the same command with --resume goes on") from error
+    except KeyboardInterrupt:
+        print("\nfrcnn detect: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    print(f"written to {output}: {', '.join(name for name in folders.RESULTS if (output / name).exists())}")
+    for reason in list(broken.values())[:MOST_ERRORS]:
+        print(f"frcnn detect: skipped: {reason}", file=sys.stderr)
+    if len(broken) > MOST_ERRORS:
+        print(f"frcnn detect: ... {len(broken)} in all, see {output / folders.ERRORS}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def find_pictures(path):
-    """The pictures of a folder, sorted by name, or the one picture that `path` is.
+def find_pictures(path, output):
+    """The pictures in a folder and its sub-folders but `output`, or the one picture that `path` is.
+
+    Returns:
+        dict from each picture's path to its name within the folder, "/" between the parts.
 
     Raises:
-        ValueError: nothing there, or no picture in it.
+        ValueError: nothing there, no picture in it, or it lies in `output`, where a drawing could take its place.
     """
+    from frcnn.data.images import SUFFIXES
+
     path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise ValueError(f"{path}: no such folder or picture")
-    paths = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    return paths
+    root = path.parent if path.is_file() else path
+    if root.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"{path} lies in the output folder {output}: name another --output")
+    paths = [path] if path.is_file() else map(Path, find_files(path, SUFFIXES, skip=output))
+    names = {str(path): path.relative_to(root).as_posix() for path in paths}
+    if not names:
+        raise ValueError(f"{path} holds no picture ({', '.join(SUFFIXES)})")
+    return names
+
+
+def _require_room(output):
+    place = next(place for place in (output, *output.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{output}: nothing can be written to {place}: name another --output")
+    if shutil.disk_usage(place).free < LEAST_ROOM:
+        raise ValueError(f"{output}: no space is left there: make room, or name another --output")
 
 
 def _load(arguments, run_folder):
-    flags = {"score_threshold": arguments.score, "nms_iou": arguments.nms, "batch_size": arguments.batch_size}
-    overrides = [f"detect.{field}={value}" for field, value in flags.items() if value is not None]
+    flags = {
+        "detect.score_threshold": arguments.score,
+        "detect.nms_iou": arguments.nms,
+        "detect.max_detections": arguments.max_detections,
+        "detect.batch_size": arguments.batch_size,
+        "data.workers": arguments.workers,
+    }
+    overrides = [f"{field}={value}" for field, value in flags.items() if value is not None]
 
     from frcnn import backend
     from frcnn.inference import load_detector
 
-    print(f"{backend.start_device()}; run folder {run_folder}", flush=True)
-    return load_detector(run_folder, weights=arguments.weights, overrides=[*arguments.overrides, *overrides])
+    print(f"{backend.start_device()}; detector {run_folder}", flush=True)
+    detector = load_detector(run_folder, weights=arguments.weights, overrides=[*arguments.overrides, *overrides])
+    if detector.weights_report:
+        print(detector.weights_report, flush=True)
+    return detector
 
 
-def _detect_all(detector, paths, arguments, folder):
-    import keras
+def _settings(arguments, detector):
+    """What must be the same for a run to go on with another's work, a dict of plain values."""
+    from frcnn.inference import fingerprint
 
-    from frcnn.data.images import read_image, write_image
-    from frcnn.inference import detect_stream
-    from frcnn.visualize import draw_detections
+    known = detector.class_names
+    unknown = [name for name in arguments.classes or () if name not in known]
+    if unknown:
+        raise ValueError(f"--classes: the detector has no {', '.join(unknown)}; it knows {', '.join(known)}")
+    config = detector.config.model_dump(mode="json")
+    fields = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
+    for speed_only in ("detect.batch_size", "data.workers"):
+        del fields[speed_only]
+    return fields | {
+        "path": str(Path(arguments.path)),
+        "weights": fingerprint(detector),
+        "class_names": list(known),
+        "classes": arguments.classes,
+        "draw_score": arguments.draw_score,
+        "pictures": not arguments.no_pictures,
+        "crops": arguments.save_crops,
+    }
 
-    found, broken = [], []
-    progress = keras.utils.Progbar(len(paths), unit_name="picture", verbose=1 if sys.stdout.isatty() else 2)
-    for result in detect_stream(detector, paths):
-        if isinstance(result, Exception):
-            broken.append(result)
-        else:
-            found.append(result)
-            picture = draw_detections(read_image(result.path), result.above(arguments.draw_score))
-            write_image(folder / Path(result.path).name, picture)
-        progress.update(len(found) + len(broken))
-    return found, broken
+
+def _detect(numbers, total, done):
+    """Run through the `numbers` of finished pictures; a line that follows them on a terminal, else one now and then."""
+    if done:
+        print(f"{done} of {total} pictures are done already" + "; nothing is left to detect" * (done == total))
+    terminal = sys.stdout.isatty()
+    start = shown = time.perf_counter()
+    for number in numbers:
+        now, left = time.perf_counter(), total - done - number
+        rate = number / (now - start)
+        if now - shown > (0.2 if terminal else 30) and left:
+            shown, bar = now, f"[{'#' * (30 * (total - left) // total):<30}] "
+            text = f"{total - left}/{total} pictures, {rate:.1f}/s, {timedelta(seconds=round(left / rate))} left"
+            print(f"\r{bar}{text} " if terminal else text, end="" if terminal else "\n", flush=True)
+        elif not left:
+            text = f"{number} pictures in {now - start:.1f} s, {rate:.1f}/s"
+            print(f"\r{text:<80}" if terminal else text)
+
+
+def _summarise(found, draw_score):
+    pictures, counts = 0, Counter()
+    for detections in found:
+        pictures += 1
+        counts.update(detections.class_names[label] for label in detections.above(draw_score).labels)
+    text = f"{pictures} pictures, {counts.total()} detections of score {draw_score:g} or more: "
+    print((text + ", ".join(f"{count} {name}" for name, count in counts.most_common())).rstrip(": "))
