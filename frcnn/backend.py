@@ -1,5 +1,12 @@
 """The one place that names a backend: the measured fast paths, tf.data, the device and its precision."""
 
+import os
+import pickle
+import re
+
+# JAX takes three quarters of a GPU's memory when it first touches it, unless told before.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import keras
 
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
@@ -65,6 +72,18 @@ def _crop_and_mean(tf, features, y_points, x_points, sampling_ratio):
     return tf.cast(tf.reshape(crops, size), features.dtype)
 
 
+def top_k(x, k):
+    """The largest values along the last axis and their indices (int32); of equal values the lower index goes first.
+
+    So TensorFlow's and JAX's own kernels do; PyTorch's takes any of them, another on another device.
+    """
+    if keras.backend.backend() != "torch":
+        values, indices = keras.ops.top_k(x, k)
+        return values, keras.ops.cast(indices, "int32")
+    indices = keras.ops.argsort(-x, axis=-1)[..., :k]  # stable
+    return keras.ops.take_along_axis(x, indices, axis=-1), indices
+
+
 def batch_normalise(x, gamma, beta, epsilon):
     """Normalise by the statistics of the batch (Ioffe and Szegedy 2015); TensorFlow's fused kernel where it is there.
 
@@ -110,8 +129,9 @@ def bfloat16_is_native():
     elif backend == "jax":
         import jax
 
-        if jax.default_backend() != "cpu":
-            return True
+        device = jax.devices()[0]
+        if device.platform != "cpu":  # a TPU has no compute capability, but bfloat16
+            return not re.match(r"[1-7]\.", getattr(device, "compute_capability", ""))
     return _processor_flags() & {"amx_bf16", "avx512_bf16"} != set()
 
 
@@ -124,7 +144,10 @@ def _processor_flags():
 
 
 def start_device():
-    """Let a GPU's memory grow with need, as TensorFlow allows before the first tensor only; return `device_name()`."""
+    """Let a GPU's memory grow with need, as TensorFlow allows before the first tensor only; return `device_name()`.
+
+    JAX was told when this module was imported, and PyTorch needs no telling.
+    """
     if is_tensorflow():
         import tensorflow as tf
 
@@ -134,22 +157,23 @@ def start_device():
 
 
 def device_name():
-    """What Keras computes on: "tensorflow on CPU"."""
+    """What Keras computes on, of several GPUs the first: "jax on CPU", "torch on NVIDIA H100, the first of 2"."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-        device = f"{len(gpus)} GPU" if gpus else "CPU"
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     elif backend == "jax":
         import jax
 
-        device = str(jax.devices()[0].device_kind).upper()
+        names = [device.device_kind for device in jax.devices() if device.platform != "cpu"]
     else:
         import torch
 
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return f"{backend} on {device}"
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    several = f", the first of {len(names)}" if len(names) > 1 else ""
+    return f"{backend} on {names[0] if names else 'CPU'}{several}"
 
 
 def training_data(make_generator, example):
@@ -172,3 +196,20 @@ def training_data(make_generator, example):
     signature = ({name: spec(array) for name, array in example.items()},)
     # No prefetch: the batches are made ahead already, and the wait for them is measured where they are drawn.
     return tf.data.Dataset.from_generator(make_generator, output_signature=signature)
+
+
+def read_torch_weights(path):
+    """Read a PyTorch state dict as {name: array}, without executing anything that stands in the file.
+
+    Raises:
+        ValueError: PyTorch is missing, or the file is damaged or holds anything but tensors.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ValueError("needs PyTorch to be read: pip install torch, or save it as .safetensors") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float().numpy() for name, tensor in state.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"no state dict of tensors, or damaged: {str(error).splitlines()[0]}") from error
