@@ -47,12 +47,13 @@ install-backends: .venv/installed-backends
 test: .venv/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Nearly all of JAX's time is compilation of what runs once: with little optimisation it takes a quarter less.
+# Nearly all of JAX's time is compilation of what runs once: with little optimisation a quarter of it is saved.
 test-backends: .venv/installed-backends
 	@test -n "$(strip $(BACKEND_TESTS))" || { echo "no tests to run with other backends" >&2; exit 1; }
 	@set -e; for backend in jax torch; do \
 	  echo "== Keras on $$backend: $(BACKEND_TESTS)"; \
-	  KERAS_BACKEND=$$backend JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -m "not tensorflow" $(BACKEND_TESTS) $(PYTEST_ARGS); \
+	  KERAS_BACKEND=$$backend JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+	  $(BIN)/python -m pytest -m "not tensorflow" $(BACKEND_TESTS) $(PYTEST_ARGS); \
 	done
 
 lint: .venv/installed

@@ -36,10 +36,10 @@ def box_loss(inputs):
 class LossesAreOutputs(keras.Model):
     """A functional model that minimises the outputs named in `LOSSES`.
 
-    It replaces `model.add_loss(model.get_layer("class_loss").output)`, a NotImplementedError in Keras 3, where `add_loss`
-    may be called from within a layer only, not on a finished graph. `compute_loss` is the hook that `fit` calls with
-    the model's outputs, the same on every backend, and the training step stays Keras's own. The ground truth came in as
-    an input, so there is no `y`, and `compile` needs no `loss=[None, ...]`.
+    It replaces `model.add_loss(model.get_layer("class_loss").output)`, a NotImplementedError in Keras 3, where
+    `add_loss` may be called from within a layer only, not on a finished graph. `compute_loss` is the hook that `fit`
+    calls with the model's outputs, the same on every backend, and the training step stays Keras's own. The ground truth
+    came in as an input, so there is no `y`, and `compile` needs no `loss=[None, ...]`.
     """
 
     def __init__(self, *args, **kwargs):

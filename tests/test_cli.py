@@ -202,6 +202,11 @@ def training(monkeypatch):
     return given
 
 
+@pytest.mark.parametrize("flags", [["--classes", "car", "data.im_size=0"], ["data.im_size=0", "--format", "csv"]])
+def test_an_override_may_stand_anywhere_even_after_a_list(command, flags):
+    assert_one_sentence(command("detect", "-p", "nowhere", *flags), "nowhere: no such folder or picture")
+
+
 class TestKerasFrcnnsFlags:
     @pytest.mark.parametrize(
         ("flags", "overrides"),

@@ -71,9 +71,14 @@ def test_a_file_is_whole_or_not_there(tmp_path, binary, text):
         file.write(text)
         assert not path.exists()
     assert path.read_bytes() == (text if binary else text.encode())
-    with pytest.raises(KeyError), replacing(path, binary) as file:
-        file.write(text * 2)
-        raise KeyError
+
+    def fail():
+        with replacing(path, binary) as file:
+            file.write(text * 2)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert path.read_bytes() == (text if binary else text.encode())
     assert [file.name for file in path.parent.iterdir()] == ["file"]
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import re
 import sys
 import warnings
 
@@ -41,10 +42,13 @@ def main(argv=None):
         )
         module.add_arguments(command)
         command.set_defaults(execute=module.run)  # not "run": detect and evaluate have an argument of that name
-    arguments, rest = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # People write overrides anywhere; argparse takes positional arguments from one place, and lists swallow them.
+    overrides = [token for token in argv if re.match(r"\w+\.\w+\s*=", token)]
+    arguments, rest = parser.parse_known_args([token for token in argv if token not in overrides])
     if not all("=" in token and not token.startswith("-") for token in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.overrides += rest  # argparse takes positional arguments from one place only, people write them anywhere
+    arguments.overrides += overrides + rest
     try:
         return arguments.execute(arguments)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from frcnn.files import replacing
+
 # Suffixes, in lower case, by which pictures in a folder are known; the readers below go by the content.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Where OpenCV obeys the EXIF tag and Pillow's size does not. Pillow turns a TIFF itself, OpenCV ignores an AVIF's tag.
@@ -68,7 +70,8 @@ def write_image(path, image):
     """
     try:
         _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        Path(path).write_bytes(data)
+        with replacing(path, binary=True) as file:
+            file.write(data)
     except (cv2.error, OSError) as error:
         raise ValueError(f"{path}: the picture cannot be written ({error})") from error
 
