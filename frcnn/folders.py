@@ -180,7 +180,6 @@ def _finish(names, stems, output, settings, item):
     shown = found.above(settings["draw_score"])
     if settings["pictures"]:
         target = output / "pictures" / (names[path] + ("" if path.lower().endswith(SUFFIXES) else ".jpg"))
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_image(target, draw_detections(image, shown))
     if settings["crops"]:
         write_crops(output / "crops", stems[path], image, shown)

@@ -158,7 +158,6 @@ def write_crops(folder, name, image, found):
     last = np.clip(np.ceil(found.boxes[:, 2:]), first + 1, edge).astype(int)
     for index, ((x1, y1), (x2, y2)) in enumerate(zip(first, last)):
         path = Path(folder, _folder_name(found, index), f"{name}_{index + 1}.jpg")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_image(path, image[y1:y2, x1:x2])
 
 

@@ -63,7 +63,7 @@ def _decode(data):
 
 
 def write_image(path, image):
-    """Write (H, W, 3) uint8 RGB in the format of the path's suffix.
+    """Write (H, W, 3) uint8 RGB in the format of the path's suffix; missing folders are made.
 
     Raises:
         ValueError: the folder cannot be written to, or OpenCV does not know the suffix.

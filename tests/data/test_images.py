@@ -200,7 +200,8 @@ def test_a_written_picture_is_rgb_and_of_the_suffixs_format(tmp_path):
         assert np.abs(np.asarray(picture).astype(int) - red).max() < 12
 
 
-@pytest.mark.parametrize("name", ["missing/a.png", "a.unknown", "a"])
+@pytest.mark.parametrize("name", ["file/a.png", "a.unknown", "a"])
 def test_a_picture_that_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"{name}: the picture cannot be written"):
         write_image(tmp_path / name, PIXELS)
