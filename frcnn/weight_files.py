@@ -27,7 +27,8 @@ class Description:
 
     Attributes:
         source: its path, or "mapping".
-        kind: "frcnn", "torchvision", "keras" (keras.applications today), "keras2016" or "keras_frcnn".
+        kind: "frcnn", "torchvision", "keras" (keras.applications today), "keras_v2" (its ResNetV2), "keras2016" or
+            "keras_frcnn".
         depth: of its ResNet.
         conventions: a key of `frcnn.models.resnet.CONVENTIONS`; None: weights of ours without their config.pickle.
         norm: "frozen" where it has stored statistics, else "group".
@@ -87,22 +88,27 @@ def listed(names):
 _LEAF = re.compile(r"(?:^|[/_])(kernel|W|bias|b|gamma|beta|(?:moving|running)_(?:mean|variance|std))(?:_\d+)?(?::0)?$")
 # Keras 1 wrote W and b; it and keras-frcnn call the variance running_std.
 _OLD_LEAVES = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
-_KERAS_BLOCK = re.compile(r"conv([2-5])_block(\d+)_([0-3])_(?:conv|bn)")
+_KERAS_BLOCK = re.compile(r"conv([2-5])_block(\d+)_(preact|[0-3])_(?:conv|bn)")
+_KERAS_LAYERS = {"conv1_conv": "conv1", "conv1_bn": "conv1", "post_bn": "post_norm", "predictions": "fc"}
 _TORCH = re.compile(r"(?:layer([1-4])\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(weight|bias|running_mean|running_var)")
+_TORCH_TOP = {"fc.weight": "fc/kernel", "fc.bias": "fc/bias"}
 _TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-_OLD_LAYERS = {"bn_conv": "conv1", "dense_class": "class_logits", "dense_regress": "box_predictor"}
+_OLD_LAYERS = {"bn_conv": "conv1", "fc": "fc", "dense_class": "class_logits", "dense_regress": "box_predictor"}
 
 
 def _keras_layer(layer):
     """conv1_bn -> conv1, conv2_block1_0_conv -> res2a_branch1, conv2_block3_1_bn -> res2c_branch2a."""
     match = _KERAS_BLOCK.fullmatch(layer)
-    if match:
-        return _convolution(int(match[1]), int(match[2]) - 1, int(match[3]))
-    return "conv1" if layer in ("conv1_conv", "conv1_bn") else None
+    if not match:
+        return _KERAS_LAYERS.get(layer)
+    stage, block, part = match.groups()
+    if part == "preact":
+        return f"res{stage}{block_letter(int(block) - 1)}_preact"
+    return _convolution(int(stage), int(block) - 1, int(part))
 
 
 def _old_layer(layer):
-    """bn_conv1 -> conv1, bn2a_branch2a -> res2a_branch2a, dense_class_4 -> class_logits; others, and ours, stay."""
+    """bn_conv1 -> conv1, bn2a_branch2a -> res2a_branch2a, dense_class_4 -> class_logits, fc6 -> fc; others stay."""
     return _OLD_LAYERS.get(re.sub(r"_?\d+$", "", layer)) or re.sub(r"^bn(\d)", r"res\1", layer)
 
 
@@ -110,7 +116,7 @@ def _torchvision_name(name):
     """layer1.0.conv2.weight -> res2a_branch2b/kernel, layer2.0.downsample.1.bias -> res3a_branch1/beta."""
     match = _TORCH.fullmatch(name)
     if not match:
-        return None
+        return _TORCH_TOP.get(name)
     stage, block, part, number, leaf = match.groups()
     is_shortcut = part == "downsample."
     layer = "conv1" if stage is None else _convolution(int(stage) + 1, int(block), 0 if is_shortcut else int(number))
@@ -127,7 +133,7 @@ def _our_name(name, kind):
     if kind == "torchvision":
         return _torchvision_name(name)
     layer, _, rest = name.partition("/")
-    leaf, layer = _LEAF.search(rest), (_keras_layer if kind == "keras" else _old_layer)(layer)
+    leaf, layer = _LEAF.search(rest), (_keras_layer if kind in ("keras", "keras_v2") else _old_layer)(layer)
     return f"{layer}/{_OLD_LEAVES.get(leaf[1], leaf[1])}" if leaf and layer else None
 
 
@@ -136,7 +142,7 @@ def _kind_of(names):
     if any(name.startswith("backbone.fpn.") for name in names):
         raise ValueError("weights of an FPN detector: not supported yet")
     if "conv2_block1_preact_bn" in layers:
-        raise ValueError("weights of a ResNet of style v2: not supported")
+        return "keras_v2"
     if "layer1.0.conv1.weight" in names:
         return "torchvision"
     if "conv2_block1_1_conv" in layers:
@@ -157,8 +163,8 @@ def _recognise(arrays, path):
     own_names = {name: _our_name(name, kind) for name in arrays if not name.endswith("num_batches_tracked")}
     for name in filter(own_names.get, own_names):
         array = np.asarray(arrays[name])
-        is_torch = kind == "torchvision" and array.ndim == 4
-        tensors[own_names[name]] = array.transpose(2, 3, 1, 0) if is_torch else array
+        is_torch = kind == "torchvision" and array.ndim in (2, 4)
+        tensors[own_names[name]] = array.transpose(*range(2, array.ndim), 1, 0) if is_torch else array
     num_classes = len(tensors["class_logits/bias"]) - 1 if "class_logits/bias" in tensors else None
     conventions, class_names = _config_beside(path) if kind in ("frcnn", "keras_frcnn") else (None, None)
     if class_names and num_classes not in (None, len(class_names)):
@@ -168,7 +174,7 @@ def _recognise(arrays, path):
         kind=kind,
         depth=_depth_of(tensors),
         conventions=conventions if kind == "frcnn" else kind,
-        norm="frozen" if "conv1/moving_mean" in tensors else "group",
+        norm="frozen" if any(name.endswith("/moving_mean") for name in tensors) else "group",
         num_classes=num_classes,
         class_names=class_names,
         tensors=tensors,
@@ -202,7 +208,9 @@ def _config_beside(path):
 _STORED = ("gamma", "beta", "moving_mean", "moving_variance")
 # Keras 3 numbers a layer's variables: (has it a kernel, how many) -> what they are.
 _NUMBERED = {
+    (False, 2): _STORED[:2],
     (False, 4): _STORED,
+    (True, 1): ("kernel",),
     (True, 2): ("kernel", "bias"),
     (True, 3): ("kernel", *_STORED[:2]),
     (True, 4): ("kernel", "bias", *_STORED[:2]),

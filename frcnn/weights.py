@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from frcnn.models.detector import conventions_name
-from frcnn.models.resnet import BOTTLENECK_DEPTH, CONVENTIONS
+from frcnn.models.resnet import BOTTLENECK_DEPTH, CONVENTIONS, Conventions
 from frcnn.weight_files import Description, describe, listed
 
 KERAS_FRCNN_RATIOS = (1.0, 2.0, 0.5)  # height / width, in the order of keras-frcnn's anchors
@@ -43,13 +43,14 @@ class Report:
 
 
 def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN_RATIOS) -> Report:
-    """Load weights by name into a detector.
+    """Load weights by name into a detector or a classifier.
 
     Args:
-        model: `FasterRCNN`, its detection twin, or another model of their layers with a `config`.
+        model: `FasterRCNN`, its detection twin, or another model of their layers with a `config`; or `build_resnet`'s.
         source: as in `describe`, or a `Description`.
         reinitialise: what to do with a detector of other classes: False: refuse it; True: copy the predictor rows of
-            the classes that both have, and leave the others as they are.
+            the classes that both have, and leave the others as they are. Of a classifier: whether the last layer may
+            stay as it is where its number of classes differs.
         anchor_ratios: height / width of the anchors of a keras-frcnn file, in its order.
 
     Raises:
@@ -58,9 +59,13 @@ def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN
     """
     source = source if isinstance(source, Description) else describe(source)
     variables = {f"{layer.name}/{weight.name}": weight for layer in _layers(model) for weight in layer.weights}
-    _check_network(source, model.config.model)
+    _check_network(source, model.spec if hasattr(model, "spec") else model.config.model)
     tensors, reinitialised = dict(source.tensors), ()
-    if source.kind == "keras_frcnn":
+    if reinitialise:  # the last layer of a classifier of other classes stays as it is
+        for name in {"fc/kernel", "fc/bias"} & variables.keys() & tensors.keys():
+            if tensors[name].shape != tuple(variables[name].shape):
+                del tensors[name]
+    if source.kind == "keras_frcnn" and "rpn_out_class/kernel" in variables:
         _reorder_anchors(tensors, source, model.config.model, anchor_ratios)
     if source.num_classes and "class_logits/bias" in variables:
         reinitialised = _match_classes(tensors, source, variables, model.class_names, reinitialise)
@@ -139,13 +144,17 @@ def _download_imagenet(depth):
 # ------------------------------------------------------------------------------------------------------- checks
 
 
-def _check_network(source, settings):
-    if source.depth != settings.depth:
-        raise ValueError(
-            f"{source} does not fit a ResNet-{settings.depth}: set model.depth={source.depth}, or take other weights"
-        )
-    name = conventions_name(settings.conventions)
-    needed, built = (vars(CONVENTIONS[key]) for key in (source.conventions or name, name))
+def _check_network(source, network):
+    """That the source fits a detector's `ModelConfig` or a classifier's `ResNetSpec`."""
+    if source.depth != network.depth:
+        name = f"ResNet-{network.depth}" if network.depth else "ResNet of blocks of its own"
+        raise ValueError(f"{source} does not fit a {name}: set model.depth={source.depth}, or take other weights")
+    built = network.conventions
+    if not isinstance(built, Conventions):
+        if source.conventions == "keras_v2":
+            raise ValueError(f"{source}: no detector is built on a ResNet of style v2: take weights of another style")
+        built = CONVENTIONS[conventions_name(built)]
+    needed, built = vars(CONVENTIONS.get(source.conventions, built)), vars(built)
     # The blocks of ResNet-18 and -34 have but one place for the stride: both styles are the same network.
     differing = [
         f"{key} {needed[key]} (not {built[key]})"

@@ -13,6 +13,7 @@ import pytest
 
 from frcnn import load_weights
 from frcnn.config import load_config, save_config
+from frcnn.models.classifier import ResNet50, build_resnet
 from frcnn.models.detector import build_detector
 from frcnn.models.resnet import CONVENTIONS, ConvNorm, ResNetSpec, resnet_stage, resnet_stem
 from frcnn.weights import describe, prepare
@@ -84,7 +85,7 @@ def detector(*overrides, class_names=CLASS_NAMES):
 def test_torchvision_stage_by_stage(name, count):
     model, expected = bare_resnet(int(name[6:]), "torchvision"), golden("torchvision_models_seed0.npz")
     report = load_weights(model, torchvision_state(name))
-    assert (len(report.loaded), report.missing, report.unexpected) == (count, (), ("fc.weight", "fc.bias"))
+    assert (len(report.loaded), report.missing, report.unexpected) == (count, (), ("fc/kernel", "fc/bias"))
     features = model.predict_on_batch(normalised(expected["image"], "torchvision"))
     for stage, found in enumerate(features, 1):
         assert found.transpose(0, 3, 1, 2).shape == tuple(expected[f"{name}__layer{stage}_shape"])
@@ -116,7 +117,7 @@ def test_a_state_dict_comes_from_a_file_of_any_suffix(write, tmp_path):
     (tmp_path / "x.npz").rename(tmp_path / "x.bin")
     found = describe(tmp_path / "x.bin")
     assert (found.kind, found.depth, found.conventions, found.norm) == ("torchvision", 18, "torchvision", "frozen")
-    assert (found.num_classes, found.unexpected) == (None, ("fc.weight", "fc.bias"))
+    assert (found.num_classes, found.unexpected) == (None, ())
     assert str(found) == f"{tmp_path / 'x.bin'} (torchvision, ResNet-18 backbone)"
     assert_same_tensors(found, describe(state))
 
@@ -216,6 +217,109 @@ def test_the_file_of_2016(applications_arrays, tmp_path):
     found = describe(tmp_path / "x.h5")
     assert (found.kind, found.depth, found.conventions, found.num_classes) == ("keras2016", 50, "keras2016", None)
     assert_same_tensors(found, describe(applications_arrays))
+
+
+# ------------------------------------------------------------------------------------------------- classifiers
+
+
+def random_arrays(network):
+    """Draw the weights of a keras.applications network; the last norm of a block is small, to keep the sums in hand."""
+    arrays = {}
+    for layer in network.layers:
+        for weight in layer.weights:
+            last = weight.name == "gamma" and layer.name.endswith("_3_bn")
+            fan_in = np.prod(weight.shape[:-1]) if weight.name == "kernel" else 100
+            kind = ("uniform", 0.5, 1.5) if weight.name in ("gamma", "moving_variance") else ("normal", 0, fan_in**-0.5)
+            name = f"{layer.name}/{weight.name}"
+            arrays[name] = draw(name, weight.shape, *kind) * np.float32(0.3 if last else 1)
+            weight.assign(arrays[name])
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "conventions", "count", "sides"),
+    [
+        ("ResNet50", "keras", 320, (64, 64)),
+        ("ResNet101", "keras", 626, (64, 64)),
+        ("ResNet152", "keras", 932, (64, 64)),
+        ("ResNet50V2", "keras_v2", 272, (64, 70)),
+    ],
+)
+def test_the_whole_networks_of_keras_applications(name, conventions, count, sides):
+    make, shape = getattr(keras.applications, name), (*sides, 3)
+    network = make(weights=None, input_shape=shape, classes=10, classifier_activation=None)
+    arrays = random_arrays(network)
+    spec = ResNetSpec(int(name[6:].removesuffix("V2")), conventions=CONVENTIONS[conventions])
+    model = build_resnet(spec, shape, 10, activation=None)
+    report = load_weights(model, arrays)
+    assert (len(report.loaded), report.missing, report.unexpected) == (count, (), ())
+    image = golden("torchvision_models_seed0.npz")["image"][: sides[0], : sides[1]]
+    x = normalised(image, conventions)
+    assert_close(model.predict_on_batch(x), network.predict_on_batch(x))
+
+
+@functools.cache
+def resnet_50_v2():
+    network = keras.applications.ResNet50V2(weights=None, input_shape=(64, 64, 3), classes=10)
+    return network, random_arrays(network)
+
+
+@pytest.mark.parametrize("name", ["x.weights.h5", "x.h5"])
+def test_the_layouts_of_a_network_of_style_v2(name, tmp_path):
+    network, arrays = resnet_50_v2()
+    network.save_weights(tmp_path / name) if name == "x.weights.h5" else network.save(tmp_path / name)
+    found = describe(tmp_path / name)
+    assert (found.kind, found.depth, found.conventions, found.norm) == ("keras_v2", 50, "keras_v2", "frozen")
+    assert_same_tensors(found, describe(arrays))
+
+
+def test_a_network_of_style_v2_fits_no_detector(tmp_path):
+    np.savez(tmp_path / "v2.npz", **resnet_50_v2()[1])
+    config = tiny_config("model.depth=50", "model.norm=auto", f"model.weights={tmp_path / 'v2.npz'}")
+    with pytest.raises(ValueError, match=r"v2.npz .*: no detector is built on a ResNet of style v2: take weights of"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("depth", [None, 50])
+def test_weights_of_another_depth_fit_no_classifier(depth):
+    blocks, name = (None, "ResNet-50") if depth else ((2, 2, 2, 2), "ResNet of blocks of its own")
+    model = build_resnet(ResNetSpec(depth, conventions=CONVENTIONS["torchvision"], blocks=blocks), (32, 32, 3), 2)
+    with pytest.raises(ValueError, match=f"ResNet-18 backbone.* does not fit a {name}: set model.depth=18"):
+        load_weights(model, torchvision_state("resnet18"))
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 102), ("resnet50", 267), ("resnet101", 522)])
+def test_the_whole_networks_of_torchvision(name, count):
+    expected = golden("torchvision_models_seed0.npz")
+    spec = ResNetSpec(int(name[6:]), conventions=CONVENTIONS["torchvision"])
+    model = build_resnet(spec, expected["image"].shape, 10, activation=None)
+    report = load_weights(model, torchvision_state(name))
+    assert (len(report.loaded), report.missing, report.unexpected) == (count, (), ())
+    found = model.predict_on_batch(normalised(expected["image"], "torchvision"))
+    assert_close(found, expected[f"{name}__logits"])
+
+
+def test_the_last_layer_of_other_classes_is_refused_or_left():
+    state = torchvision_state("resnet18")
+    other = build_resnet(ResNetSpec(18, conventions=CONVENTIONS["torchvision"]), (64, 64, 3), 7)
+    before = values_of(other)
+    with pytest.raises(ValueError, match=r"fc/kernel has shape \(512, 10\), the model expects \(512, 7\)"):
+        load_weights(other, state)
+    assert all(np.array_equal(value, before[name]) for name, value in values_of(other).items())
+    report = load_weights(other, state, reinitialise=True)
+    assert (len(report.loaded), report.missing) == (100, ("fc/kernel", "fc/bias"))
+    assert all(np.array_equal(array(weight.value), before[weight.path]) for weight in other.get_layer("fc").weights)
+
+
+def test_the_top_of_2016_and_of_the_tutorials_is_the_last_layer(tmp_path):
+    network = ResNet50((64, 64, 3), 6)
+    network.save_weights(tmp_path / "x.weights.h5")
+    model = build_resnet(ResNetSpec(50, conventions=CONVENTIONS["keras2016"]), (64, 64, 3), 6)
+    report = load_weights(model, tmp_path / "x.weights.h5")
+    assert (len(report.loaded), report.missing, report.unexpected) == (320, (), ())
+    # Before the last pooling both have 2x2 cells: one average of them all.
+    x = np.random.default_rng(0).normal(0, 1, (2, 64, 64, 3)).astype(np.float32)
+    assert_close(model.predict_on_batch(x), network.predict_on_batch(x))
 
 
 # -------------------------------------------------------------------------------------------------- keras-frcnn
@@ -389,7 +493,7 @@ def test_a_backbone_leaves_the_heads_as_they_were(twin):
     lines = str(report).splitlines()
     assert lines[0] == "loaded 100 of 110 tensors from mapping (torchvision, ResNet-18 backbone)"
     assert lines[1].startswith("  not in it, left as they were (10): rpn_conv1/kernel, ") and "and 4 more" in lines[1]
-    assert lines[2] == "  in it, without a place here (2): fc.weight, fc.bias"
+    assert lines[2] == "  in it, without a place here (2): fc/kernel, fc/bias"
     for name, rows in predictor_rows(twin).items():
         assert_same_rows(rows, before[name])
 
@@ -422,10 +526,10 @@ def test_another_depth_is_refused(twin):
 
 
 def test_a_model_without_its_layers_is_refused():
-    model = keras.Sequential([keras.layers.Dense(2, name="fc")])
+    model = keras.Sequential([keras.layers.Dense(2, name="other")])
     model.build((None, 3))
     model.config = tiny_config()
-    with pytest.raises(ValueError, match="holds nothing for this model, whose tensors are fc/kernel, fc/bias"):
+    with pytest.raises(ValueError, match="holds nothing for this model, whose tensors are other/kernel, other/bias"):
         load_weights(model, torchvision_state("resnet18"))
 
 
@@ -435,7 +539,6 @@ def test_a_model_without_its_layers_is_refused():
         ((), "none of its 0 names is of a ResNet"),
         (("a", "b/kernel"), r"none of its 2 names \(a, b/kernel\) is of a ResNet"),
         (("backbone.body.conv1.weight", "backbone.fpn.inner_blocks.0.0.weight"), "FPN detector: not supported yet"),
-        (("conv2_block1_preact_bn/gamma", "conv2_block1_1_conv/kernel"), "style v2: not supported"),
         (("conv1.weight", "layer1.0.conv1.weight"), r"stages 2 to 4 have \(1, 0, 0\) blocks"),
     ],
 )

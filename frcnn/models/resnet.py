@@ -5,6 +5,7 @@ The detector takes the network apart (stages 1 to 4 are its backbone, stage 5 it
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 from keras import ops
@@ -15,6 +16,11 @@ from frcnn import backend
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BOTTLENECK_DEPTH = 50  # from here on blocks are bottlenecks, below it basic ones
 GROUPS = 32  # Wu and He 2018, section 4
+MOMENTUM = 0.9  # of stored statistics: they follow within tens of steps, as torchvision's do
+INITIALIZERS = {
+    "he": partial(keras.initializers.VarianceScaling, 2.0, "fan_out", "untruncated_normal"),
+    "glorot_uniform": keras.initializers.GlorotUniform,
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,11 @@ class Conventions:
     """What a file of weights takes for granted of the network that it is loaded into.
 
     Attributes:
-        style: "v1": a bottleneck's stride is on its first 1x1 convolution; "v1.5": on its 3x3.
+        style: "v1": a bottleneck's stride is on its first 1x1 convolution; "v1.5": on its 3x3; "v2": there too, with
+            normalisation and ReLU before the convolutions (He et al. 2016b) and a stage's stride in its last block,
+            as in keras.applications.
         epsilon: added to the variance by every normalisation.
-        use_bias: whether convolutions have a bias before their normalisation.
+        use_bias: whether convolutions have a bias before their normalisation; those without one always have.
         padded_pool: whether the first max pooling is padded by one cell.
         channel_order: "RGB" or "BGR", what the first convolution sees.
         mean, deviation: of the channels, in that order, 0-255: the input is (x - mean) / deviation.
@@ -44,6 +52,7 @@ CONVENTIONS = {
     "frcnn": Conventions(),
     "torchvision": Conventions("v1.5"),
     "keras": Conventions("v1", 1.001e-5, channel_order="BGR", **_CAFFE),
+    "keras_v2": Conventions("v2", 1.001e-5, mean=(127.5,) * 3, deviation=(127.5,) * 3),
     "keras2016": Conventions("v1", 1e-3, padded_pool=False, channel_order="BGR", **_CAFFE),
     # keras-frcnn subtracts the blue mean from red and the red one from blue; its detectors have learned that.
     "keras_frcnn": Conventions("v1", 1e-3, padded_pool=False, channel_order="RGB", **_CAFFE),
@@ -55,18 +64,67 @@ class ResNetSpec:
     """What decides a ResNet's layers.
 
     Attributes:
-        depth: a key of `BLOCKS`.
+        depth: a key of `BLOCKS`; None: as `blocks` and `bottleneck` say.
         norm: see `ConvNorm`.
         dtype: dtype policy, e.g. "mixed_bfloat16".
         seed: of the initial weights of the whole network.
         conventions: of the weights to be loaded.
+        blocks: of each stage from the second on, 1 to 4 stages; None: those of `depth`.
+        bottleneck: whether the blocks are bottlenecks or basic ones; None: as `depth` has it.
+        strides: of each of these stages; None: 1, 2, 2, 2, and 2, 2, 2, 1 for style "v2".
+        width: filters of the first two stages, doubled from stage to stage.
+        residual: False: the plain network, without shortcuts.
+        negative_slope: of the ReLUs; above 0 they are leaky.
+        initializer: of the kernels: "he" (He et al. 2015b, normal, fan out) or "glorot_uniform".
+
+    Raises:
+        ValueError: depth is unknown, or the stages do not fit one another.
     """
 
-    depth: int
+    depth: int | None = None
     norm: str = "batch"
     dtype: str = "float32"
     seed: int = 0
     conventions: Conventions = CONVENTIONS["frcnn"]
+    blocks: tuple[int, ...] | None = None
+    bottleneck: bool | None = None
+    strides: tuple[int, ...] | None = None
+    width: int = 64
+    residual: bool = True
+    negative_slope: float = 0.0
+    initializer: str = "he"
+
+    def __post_init__(self):
+        if (self.depth is None) == (self.blocks is None) or self.depth not in (None, *BLOCKS):
+            known = ", ".join(map(str, BLOCKS))
+            raise ValueError(f"ResNetSpec: give either depth ({self.depth}), one of {known}, or blocks ({self.blocks})")
+        if not 1 <= len(self.stage_blocks) <= 4 or min(self.stage_blocks) < 1:
+            raise ValueError(f"ResNetSpec: blocks {self.blocks} must be 1 to 4 counts of at least 1")
+        if len(self.stage_strides) != len(self.stage_blocks) or min(self.stage_strides) < 1:
+            raise ValueError(f"ResNetSpec: strides {self.strides} must be one of at least 1 for each stage of blocks")
+        if self.initializer not in INITIALIZERS:
+            raise ValueError(f"ResNetSpec: initializer {self.initializer!r} must be one of {', '.join(INITIALIZERS)}")
+
+    @property
+    def stage_blocks(self):
+        """Blocks of each stage."""
+        return self.blocks or BLOCKS.get(self.depth, ())
+
+    @property
+    def stage_strides(self):
+        """Stride of each stage."""
+        rest = (2,) * (len(self.stage_blocks) - 1)
+        return self.strides or ((*rest, 1) if self.is_v2 else (1, *rest))
+
+    @property
+    def has_bottlenecks(self):
+        """Whether its blocks are bottlenecks."""
+        return bool(self.depth and self.depth >= BOTTLENECK_DEPTH) if self.bottleneck is None else self.bottleneck
+
+    @property
+    def is_v2(self):
+        """Whether normalisation comes before the convolutions."""
+        return self.conventions.style == "v2"
 
 
 @keras.saving.register_keras_serializable("frcnn")
@@ -84,8 +142,9 @@ class ConvNorm(keras.layers.Layer):
             not trainable; `group`: group normalisation, independent of the batch size.
         epsilon: added to the variance.
         use_bias: whether the convolution has a bias.
-        momentum: of the stored statistics; 0.9 follows within tens of steps, as torchvision's does.
-        seed: of the initial kernel (He et al. 2015b, normal, fan out).
+        momentum: of the stored statistics.
+        seed: of the initial kernel.
+        initializer: of it, a key of `INITIALIZERS`.
     """
 
     def __init__(
@@ -97,22 +156,23 @@ class ConvNorm(keras.layers.Layer):
         *,
         epsilon=1e-5,
         use_bias=False,
-        momentum=0.9,
+        momentum=MOMENTUM,
         seed=0,
+        initializer="he",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides, self.norm = filters, kernel_size, strides, norm
-        self.epsilon, self.use_bias, self.momentum, self.seed = epsilon, use_bias, momentum, seed
+        self.epsilon, self.use_bias, self.momentum = epsilon, use_bias, momentum
+        self.seed, self.initializer = seed, initializer
 
     def build(self, input_shape):
         def weight(name, initializer, trainable, shape=(self.filters,)):
             # Weights stay float32 under mixed precision: they are folded in float32 and the product is cast.
             return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=trainable, autocast=False)
 
-        he_normal = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=self.seed)
         kernel_shape = (self.kernel_size, self.kernel_size, input_shape[-1], self.filters)
-        self.kernel = weight("kernel", he_normal, True, kernel_shape)
+        self.kernel = weight("kernel", INITIALIZERS[self.initializer](seed=self.seed), True, kernel_shape)
         self.bias = weight("bias", "zeros", True) if self.use_bias else None
         self.gamma = weight("gamma", "ones", self.norm != "frozen")
         self.beta = weight("beta", "zeros", self.norm != "frozen")
@@ -160,7 +220,7 @@ class ConvNorm(keras.layers.Layer):
         return (batch, *(side if side is None else (side - 1) // self.strides + 1 for side in sides), self.filters)
 
     def get_config(self):
-        names = ("filters", "kernel_size", "strides", "norm", "epsilon", "use_bias", "momentum", "seed")
+        names = ("filters", "kernel_size", "strides", "norm", "epsilon", "use_bias", "momentum", "seed", "initializer")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
@@ -168,35 +228,42 @@ def resnet_stem(images, spec):
     """Stage 1: 7x7 convolution and max pooling.
 
     Args:
-        images: (B, H, W, 3) normalised.
+        images: (B, H, W, C) normalised.
         spec: `ResNetSpec`.
 
     Returns:
-        (B, H / 4, W / 4, 64); one cell fewer along a side where the pooling is not padded.
+        (B, H / 4, W / 4, width); one cell fewer along a side where the pooling is not padded.
     """
-    x = _relu(_conv_norm(images, spec, "conv1", 64, 7, 2), "conv1_relu")
+    if spec.is_v2:
+        x = _convolution(images, spec, "conv1", spec.width, 7, 2)
+    else:
+        x = _relu(_conv_norm(images, spec, "conv1", spec.width, 7, 2), "conv1_relu", spec)
     if spec.conventions.padded_pool:
-        x = keras.layers.ZeroPadding2D(1, name="pool1_pad", dtype=x.dtype)(x)  # after ReLU, zeros never win
+        # After a ReLU zeros never win; in style v2 they can, in keras.applications as well.
+        x = keras.layers.ZeroPadding2D(1, name="pool1_pad", dtype=x.dtype)(x)
     return keras.layers.MaxPooling2D(3, 2, name="pool1", dtype=x.dtype)(x)
 
 
-def resnet_stage(x, stage, spec, first_stride=None):
-    """One of stages 2 to 5.
+def resnet_stage(x, stage, spec):
+    """One of stages 2 to 5; with style v2 the last one ends in normalisation and ReLU.
 
     Args:
         x: (B, h, w, C).
-        stage: 2..5; 64, 128, 256 or 512 filters inside, four times as many outside for bottlenecks.
+        stage: 2..5; `spec.width` filters inside, doubled from stage to stage, four times as many outside for
+            bottlenecks.
         spec: `ResNetSpec`.
-        first_stride: of the first block; default 1 for stage 2, else 2.
 
     Returns:
-        (B, h / first_stride, w / first_stride, C').
+        (B, h / stride, w / stride, C').
     """
-    block = bottleneck_block if spec.depth >= BOTTLENECK_DEPTH else basic_block
-    stride = first_stride or (1 if stage == 2 else 2)
-    for index in range(BLOCKS[spec.depth][stage - 2]):
-        x = block(x, f"res{stage}{block_letter(index)}", 64 << (stage - 2), stride if index == 0 else 1, spec)
-    return x
+    block = bottleneck_block if spec.has_bottlenecks else basic_block
+    count, stride = spec.stage_blocks[stage - 2], spec.stage_strides[stage - 2]
+    strided = count - 1 if spec.is_v2 else 0
+    for index in range(count):
+        name = f"res{stage}{block_letter(index)}"
+        x = block(x, name, spec.width << (stage - 2), stride if index == strided else 1, spec)
+    is_end = spec.is_v2 and stage == len(spec.stage_blocks) + 1
+    return _relu(_normalisation(x, spec, "post_norm"), "post_relu", spec) if is_end else x
 
 
 def block_letter(index):
@@ -206,18 +273,38 @@ def block_letter(index):
 
 def basic_block(x, name, filters, stride, spec):
     """Two 3x3 convolutions beside a shortcut: (B, h, w, C) -> (B, h / stride, w / stride, filters)."""
-    y = _relu(_conv_norm(x, spec, f"{name}_branch2a", filters, 3, stride), f"{name}_branch2a_relu")
-    y = _conv_norm(y, spec, f"{name}_branch2b", filters, 3)
-    return _join(x, y, name, filters, stride, spec)
+    return _block(x, name, [(filters, 3, stride), (filters, 3, 1)], spec)
 
 
 def bottleneck_block(x, name, filters, stride, spec):
     """1x1, 3x3, 1x1 convolutions, one of the first two strided, beside a shortcut: -> (B, h', w', 4 filters)."""
     first, second = (stride, 1) if spec.conventions.style == "v1" else (1, stride)
-    y = _relu(_conv_norm(x, spec, f"{name}_branch2a", filters, 1, first), f"{name}_branch2a_relu")
-    y = _relu(_conv_norm(y, spec, f"{name}_branch2b", filters, 3, second), f"{name}_branch2b_relu")
-    y = _conv_norm(y, spec, f"{name}_branch2c", 4 * filters, 1)
-    return _join(x, y, name, 4 * filters, stride, spec)
+    return _block(x, name, [(filters, 1, first), (filters, 3, second), (4 * filters, 1, 1)], spec)
+
+
+def _block(x, name, convolutions, spec):
+    """Convolutions (filters, kernel size, stride) beside a shortcut."""
+    y = _relu(_normalisation(x, spec, f"{name}_preact"), f"{name}_preact_relu", spec) if spec.is_v2 else x
+    activated = y
+    for letter, convolution in zip("ab", convolutions[:-1]):
+        branch = f"{name}_branch2{letter}"
+        y = _relu(_conv_norm(y, spec, branch, *convolution), f"{branch}_relu", spec)
+    last = _convolution if spec.is_v2 else _conv_norm
+    y = last(y, spec, f"{name}_branch2{'abc'[len(convolutions) - 1]}", *convolutions[-1])
+    if spec.residual:
+        stride = max(stride for _, _, stride in convolutions)
+        # Projected where its shape differs (He et al. 2015, option B); style v2 only drops cells where it can.
+        if x.shape[-1] != y.shape[-1] or (stride != 1 and not spec.is_v2):
+            x = last(activated, spec, f"{name}_branch1", y.shape[-1], 1, stride)
+        elif stride != 1:
+            x = keras.layers.MaxPooling2D(1, stride, name=f"{name}_shortcut", dtype=x.dtype)(x)
+        y = keras.layers.Add(name=f"{name}_add", dtype=y.dtype)([x, y])
+    return y if spec.is_v2 else _relu(y, f"{name}_relu", spec)
+
+
+def layer_seed(spec, name):
+    """The seed of a layer's initial kernel: each has one of its own."""
+    return zlib.crc32(f"{spec.seed} {name}".encode()) & 0x7FFFFFFF
 
 
 def _conv_norm(x, spec, name, filters, kernel_size, strides=1):
@@ -228,18 +315,34 @@ def _conv_norm(x, spec, name, filters, kernel_size, strides=1):
         spec.norm,
         epsilon=spec.conventions.epsilon,
         use_bias=spec.conventions.use_bias,
-        seed=zlib.crc32(f"{spec.seed} {name}".encode()) & 0x7FFFFFFF,  # each layer has an initial kernel of its own
+        seed=layer_seed(spec, name),
+        initializer=spec.initializer,
         name=name,
         dtype=spec.dtype,
     )(x)
 
 
-def _join(x, y, name, filters, stride, spec):
-    """Add the shortcut, projected where its shape differs (He et al. 2015, option B)."""
-    if stride != 1 or x.shape[-1] != filters:
-        x = _conv_norm(x, spec, f"{name}_branch1", filters, 1, stride)
-    return _relu(keras.layers.Add(name=f"{name}_add", dtype=y.dtype)([x, y]), f"{name}_relu")
+def _convolution(x, spec, name, filters, kernel_size, strides=1):
+    """One without normalisation, with a bias; padded as `ConvNorm` is."""
+    if kernel_size > 1:
+        x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad", dtype=x.dtype)(x)
+    initializer = INITIALIZERS[spec.initializer](seed=layer_seed(spec, name))
+    return keras.layers.Conv2D(
+        filters, kernel_size, strides, kernel_initializer=initializer, name=name, dtype=spec.dtype
+    )(x)
 
 
-def _relu(x, name):
-    return keras.layers.ReLU(name=name, dtype=x.dtype)(x)
+def _normalisation(x, spec, name):
+    """One without a convolution before it."""
+    epsilon = spec.conventions.epsilon
+    if spec.norm == "group":
+        groups = min(GROUPS, x.shape[-1])
+        return keras.layers.GroupNormalization(groups, epsilon=epsilon, name=name, dtype=spec.dtype)(x)
+    is_trained = spec.norm == "batch"
+    return keras.layers.BatchNormalization(
+        momentum=MOMENTUM, epsilon=epsilon, trainable=is_trained, name=name, dtype=spec.dtype
+    )(x)
+
+
+def _relu(x, name, spec):
+    return keras.layers.ReLU(negative_slope=spec.negative_slope, name=name, dtype=x.dtype)(x)
