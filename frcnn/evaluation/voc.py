@@ -76,7 +76,7 @@ class EvaluationResult:
         return f"{title}\n{ruled_table(rows)}"
 
 
-def evaluate_voc(records, detections, class_names, metric="voc12", iou_threshold=0.5):
+def evaluate_voc(records, detections, class_names, metric, iou_threshold):
     """Compare the detections of some pictures with their ground truth (Everingham et al. 2010, section 4.2).
 
     A detection is compared with the one ground-truth box of its picture and class that it overlaps most. It is true
@@ -88,9 +88,7 @@ def evaluate_voc(records, detections, class_names, metric="voc12", iou_threshold
     evaluator, and chainercv's but for the order of equal scores, which it reverses.
 
     Args:
-        records: list of ImageRecord.
-        detections: list of Detections, of the same pictures in the same order; a path of "" matches any record.
-        class_names: sequence of K strings, what labels index in both.
+        records, detections, class_names: see `frcnn.evaluation.evaluate`.
         metric: "voc12", the area under the precision envelope, or "voc07", the mean at 11 recalls.
         iou_threshold: lowest IoU of a match, above 0 and at most 1.
 
