@@ -1,4 +1,4 @@
-"""What keras-frcnn got wrong (design.md, section 6), in its order: each test fails on the old behaviour.
+"""What keras-frcnn got wrong, the whole list in one place: each test fails on the old behaviour.
 
 The docstrings quote the list. Where the old arithmetic is a line, it stands in the test and gives another result.
 """
