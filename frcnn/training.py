@@ -19,7 +19,7 @@ from frcnn.evaluation import evaluate
 from frcnn.inference import detect
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.models.resnet import ConvNorm
-from frcnn.visualize import plot_history
+from frcnn.plots import plot_history
 from frcnn.weights import load_weights, prepare
 
 STAGES = 5

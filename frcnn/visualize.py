@@ -1,12 +1,11 @@
-"""Pictures for people: boxes drawn into images, the curves of a training run, and those of an evaluation."""
+"""Pictures for people: boxes drawn into images, and many images on one sheet."""
 
 import colorsys
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
+
+from frcnn.data.images import resize_image, resized_size
 
 # Strong colours first, then dark and pale ones; no two are closer than 56 in RGB.
 _PALETTE = (
@@ -30,8 +29,6 @@ _PALETTE = (
 _GOLDEN_RATIO = 0.61803398875
 _FIRST_HUE = 0.32  # keeps the first 14 further colours farthest from the palette
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_MOST_CURVES = 20  # that a legend names
-_LOSSES = ("loss", "rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 
 
 def draw_detections(image, detections):
@@ -84,6 +81,40 @@ def draw_boxes(image, boxes, labels, class_names, scores=None):
     return canvas
 
 
+def contact_sheet(images, captions=None, side=160, columns=None):
+    """Lay pictures out in rows, each whole, in a square cell, with its caption below.
+
+    Args:
+        images: list of (H, W, 3) uint8 RGB.
+        captions: as many strings, cut to the width of a cell; None: none.
+        side: of a cell, pixels.
+        columns: cells in a row; None: about as many as rows.
+
+    Returns:
+        (H, W, 3) uint8 RGB, white where nothing is.
+
+    Raises:
+        ValueError: no picture.
+    """
+    if not len(images):
+        raise ValueError("a contact sheet needs at least one picture")
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    scale, weight = _font((side * 2,))
+    line = cv2.getTextSize("Ag", _FONT, scale, weight)[0][1] * 2 if captions else 0
+    sheet = np.full((-(-len(images) // columns) * (side + line), columns * side, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * (side + line), index % columns * side
+        image = resize_image(image, resized_size(*image.shape[:2], side, side))
+        height, width = image.shape[:2]
+        y, x = top + (side - height) // 2, left + (side - width) // 2
+        sheet[y : y + height, x : x + width] = image
+        if captions:
+            text, _ = _cut_to(side - 4, captions[index], scale, weight)
+            origin = (left + 2, top + side + line * 3 // 4)
+            cv2.putText(sheet, text, origin, _FONT, scale, (0, 0, 0), weight, cv2.LINE_AA)
+    return sheet
+
+
 def class_colour(label):
     """The RGB colour of a class, three ints 0-255; the same in every picture and run."""
     label = int(label)
@@ -95,124 +126,6 @@ def class_colour(label):
     return tuple(
         round(255 * part) for part in colorsys.hsv_to_rgb((_FIRST_HUE + step * _GOLDEN_RATIO) % 1.0, saturation, value)
     )
-
-
-def plot_history(history, path):
-    """Plot the losses of a training run, and its validation mAP where there is one, into a PNG file.
-
-    Args:
-        history: path of a CSV file, or a DataFrame, with a row per epoch: `epoch` from 0, `loss` and the four losses
-            it is the sum of, the same with `val_` before them (drawn dashed), `val_map`. What is missing is left out.
-        path: PNG file to write; missing folders are made.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        ValueError: the history has no `epoch` or none of the losses.
-    """
-    # matplotlib takes a second to import; a Figure of its own leaves the user's pyplot alone.
-    from matplotlib.figure import Figure
-
-    table = history if isinstance(history, pd.DataFrame) else pd.read_csv(history)
-    if "epoch" not in table or not any(name in table for name in _LOSSES):
-        where = "history" if isinstance(history, pd.DataFrame) else os.fspath(history)
-        raise ValueError(f"{where} has the columns {list(table)}: it needs epoch and one of {', '.join(_LOSSES)}")
-    table = table.assign(epoch=table["epoch"] + 1)  # Keras counts from 0 in its files and from 1 in what it prints
-    has_map = "val_map" in table and table["val_map"].notna().any()
-    figure = Figure(figsize=(12 if has_map else 7, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2 if has_map else 1, squeeze=False)[0]
-    _plot_losses(axes[0], table)
-    if has_map:
-        _plot_map(axes[1], table)
-    return _save(figure, path)
-
-
-def plot_precision_recall(result, path):
-    """Plot a curve per class into a PNG file, with a dot at the best F1; the legend gives the AP, best first.
-
-    Of more than 20 classes the ten best and the ten worst are named, the others grey. Classes without ground truth are
-    left out.
-
-    Args:
-        result: EvaluationResult.
-        path: PNG file to write; missing folders are made.
-
-    Returns:
-        Path of the file.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.subplots()
-    order = np.argsort(-result.ap, kind="stable")[: np.count_nonzero(~np.isnan(result.ap))]
-    half = _MOST_CURVES // 2
-    others = set() if len(order) <= _MOST_CURVES else set(order[half:-half])
-    for rank, label in enumerate(order):
-        _, precision, recall = result.curves[label]
-        style = {"color": f"C{rank % 10}", "linestyle": ("-", "--")[rank >= half], "zorder": 3}
-        style["label"] = f"{result.ap[label]:.3f}  {_short(result.class_names[label])}"
-        if label in others:
-            style = {"color": "0.8", "linewidth": 0.8, "label": f"{len(others)} others" if rank == half else None}
-        axes.plot(recall, precision, **style)
-        if label not in others:
-            axes.plot(result.recall[label], result.precision[label], ".", markersize=10, color=style["color"], zorder=4)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
-    axes.set_title(f"Precision and recall at IoU >= {result.iou_threshold:g}; dot: best F1")
-    axes.grid(alpha=0.3)
-    if len(order):
-        axes.legend(
-            title=f"AP ({result.metric}), mean {result.mean_ap:.3f}", loc="upper left", bbox_to_anchor=(1.01, 1)
-        )
-    return _save(figure, path)
-
-
-def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
-    """Plot the counts of `frcnn.evaluation.confusion_matrix` into a PNG file, coloured by their share of the row.
-
-    Args:
-        matrix: (K + 1, K + 1) int; zeros stay empty.
-        class_names: K strings.
-        path: PNG file to write; missing folders are made.
-        title: the first line; a second says what the colour means.
-
-    Returns:
-        Path of the file.
-    """
-    from matplotlib.figure import Figure
-
-    count = len(matrix)
-    cell, font_size = (0.8, 10) if count <= 12 else (0.4, 7)
-    side = max(5, 2.5 + count * cell)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(matrix):
-        colour = "white" if shares[row, column] > 0.6 else "black"
-        style = {"color": colour, "fontsize": font_size, "ha": "center", "va": "center", "in_layout": False}
-        axes.text(column, row, str(matrix[row, column]), **style)
-    for edge in np.arange(count) - 0.5:
-        colour = "black" if edge == count - 1.5 else "0.9"
-        axes.axhline(edge, color=colour, linewidth=0.8)
-        axes.axvline(edge, color=colour, linewidth=0.8)
-    names = [_short(name) for name in class_names]
-    axes.set_xticks(range(count), [*names, "missed"], rotation=90, fontsize=font_size)
-    axes.set_yticks(range(count), [*names, "background"], fontsize=font_size)
-    axes.set(xlabel="detected as", ylabel="true class", title=f"{title}\ncolour: share of the row")
-    return _save(figure, path)
-
-
-def _save(figure, path):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=120)
-    return path
-
-
-def _short(name):
-    """A class name that a plot has room for; matplotlib would take what lies between two dollars for a formula."""
-    return (name if len(name) <= 30 else f"{name[:29]}…").replace("$", r"\$")
 
 
 def _pixel_corners(boxes, shape):
@@ -266,32 +179,3 @@ def _readable_on(colour):
     """Black on light colours, white on dark ones (luma of ITU-R BT.601)."""
     red, green, blue = colour
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
-
-
-def _plot_losses(axes, table):
-    for prefix, style in (("", "-"), ("val_", "--")):
-        for index, name in enumerate(_LOSSES):
-            colour, width = ("black", 2.0) if name == "loss" else (f"C{index - 1}", 1.4)
-            if prefix + name in table:
-                _plot_column(axes, table, prefix + name, color=colour, linewidth=width, linestyle=style)
-    axes.set(title="Losses", xlabel="epoch", ylabel="loss")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small", ncols=2 if any(name.startswith("val_") for name in table) else 1)
-
-
-def _plot_map(axes, table):
-    _plot_column(axes, table, "val_map", color="C0", linewidth=2.0)
-    best = table.loc[table["val_map"].idxmax()]
-    axes.set(
-        title=f"Validation mAP, best {best['val_map']:.3f} in epoch {best['epoch']:g}", xlabel="epoch", ylabel="mAP"
-    )
-    axes.set_ylim(0, 1)
-
-
-def _plot_column(axes, table, column, **style):
-    """A line with a dot per epoch, so that a single epoch, or one between two without a value, is seen."""
-    rows = table[["epoch", column]].dropna()
-    axes.plot(rows["epoch"], rows[column], marker=".", label=column, **style)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.set_xlim(table["epoch"].min() - 0.5, table["epoch"].max() + 0.5)
-    axes.grid(alpha=0.3)

@@ -18,11 +18,11 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 # What each part may not name. A part that is not here may import everything but the backends.
 RUNS = ("frcnn.training", "frcnn.checkpoints", "frcnn.inference")
 KERAS_SIDE = ("keras", "frcnn.backend", "frcnn.ops", "frcnn.models", "frcnn.weights", "frcnn.weight_files", *RUNS)
-FILES_SIDE = ("frcnn.data", "frcnn.evaluation", "frcnn.outputs", "frcnn.visualize")
+FILES_SIDE = ("frcnn.data", "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize")
 COMMANDS = ("frcnn.cli", "argparse")
 FORBIDDEN = {
-    "frcnn.data": (*KERAS_SIDE, *COMMANDS, "frcnn.evaluation", "frcnn.outputs", "frcnn.visualize"),
-    "frcnn.evaluation": (*KERAS_SIDE, *COMMANDS, "frcnn.data", "frcnn.outputs", "frcnn.visualize"),
+    "frcnn.data": (*KERAS_SIDE, *COMMANDS, "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize"),
+    "frcnn.evaluation": (*KERAS_SIDE, *COMMANDS, "frcnn.data", "frcnn.outputs", "frcnn.plots", "frcnn.visualize"),
     "frcnn.records": (*KERAS_SIDE, *COMMANDS, "frcnn.config", "frcnn.evaluation", "frcnn.outputs"),  # it may draw
     "frcnn.files": ("keras", "frcnn", "argparse"),
     "frcnn.config": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),

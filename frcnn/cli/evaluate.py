@@ -42,7 +42,7 @@ def run(arguments):
     curves = evaluate(records, found, class_names) if arguments.metric == "coco" else result
     matrix = confusion_matrix(records, found, class_names, **thresholds)
 
-    from frcnn.visualize import plot_confusion_matrix, plot_precision_recall
+    from frcnn.plots import plot_confusion_matrix, plot_precision_recall
 
     output = Path(arguments.output or folder)
     with replacing(output / "evaluation.json") as file:
