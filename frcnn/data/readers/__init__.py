@@ -3,14 +3,15 @@
 import os
 
 from frcnn.data.readers.annotation_text import read_annotation_text
+from frcnn.data.readers.table import Problem
 from frcnn.data.readers.voc import read_voc, split_names
 
-__all__ = ["FORMATS", "read_records", "split_names"]
+__all__ = ["FORMATS", "Problem", "read_records", "split_names"]
 
 FORMATS = ("auto", "simple", "voc", "pascal_voc")
 
 
-def read_records(path, format="simple", class_names=None, split=None):
+def read_records(path, format="simple", class_names=None, split=None, problems=None):
     """Read annotated pictures.
 
     Args:
@@ -21,12 +22,15 @@ def read_records(path, format="simple", class_names=None, split=None):
         class_names: the classes of a trained model, in its order; any other class is then an error. None takes the
             classes that occur, sorted.
         split: voc only, the name of a list in ImageSets/Main. None takes trainval, else train, else every XML file.
+        problems: None, or a list that takes every mistake and note as a `Problem`; what is wrong is then left out,
+            nothing about single annotations is raised, and the good rest is returned.
 
     Returns:
         list of ImageRecord in the order of first appearance, tuple of K class names.
 
     Raises:
-        ValueError: unknown format or split, or anything wrong in the annotations, each mistake with its file and line.
+        ValueError: unknown format or split, or anything wrong in the annotations, each mistake with its file and
+            line. With `problems` only what makes the whole source unusable: it is not there, not text, not that format.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown annotation format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -35,9 +39,12 @@ def read_records(path, format="simple", class_names=None, split=None):
     if format == "simple":
         if split is not None:
             raise ValueError(f"{path}: splits such as {split!r} belong to Pascal VOC trees; give the file of the split")
-        records, class_names = read_annotation_text(path, class_names)
+        records, class_names = read_annotation_text(path, class_names, problems)
     else:
-        records, class_names = read_voc(path, class_names, split)
+        records, class_names = read_voc(path, class_names, split, problems)
     if not class_names:
-        raise ValueError(f"{path} has no box, only pictures without objects: mark at least one object")
+        message = "has no box, only pictures without objects: mark at least one object"
+        if problems is None:
+            raise ValueError(f"{path} {message}")
+        problems.append(Problem("no-boxes", "error", str(path), None, message))
     return records, class_names

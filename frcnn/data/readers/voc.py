@@ -21,7 +21,7 @@ _REQUIRED = ("name", *_CORNERS)
 _TYPES = {"picture": np.int64, "line": np.int64, "difficult": bool}
 
 
-def read_voc(path, class_names=None, split=None):
+def read_voc(path, class_names=None, split=None, problems=None):
     """Read a VOC tree, or those in a VOCdevkit folder; see `frcnn.data.readers.read_records`.
 
     The picture is the one that <filename> names or, where there is none, the one with the XML's name.
@@ -34,7 +34,7 @@ def read_voc(path, class_names=None, split=None):
     if split is not None and not any(split in _split_files(tree) for tree in trees):
         names = ", ".join(split_names(path)) or "no list"
         raise ValueError(f"{path} has no split {split!r}: ImageSets/Main holds {names}")
-    errors, pictures, rows = Errors(), {}, []
+    errors, pictures, rows = Errors(problems), {}, []
     for tree in trees:
         rows += _read_tree(tree, split, path, pictures, errors)
     if not pictures and not errors.found:
@@ -71,7 +71,11 @@ def _read_tree(tree, split, path, pictures, errors):
     rows = []
     for file, line in _find_files(tree, split, path, errors).items():
         shown = file.relative_to(path)
-        data = read_bytes(file)
+        try:
+            data = read_bytes(file)
+        except ValueError as error:
+            errors.add(errors.begin(shown, 1) + 1, "unreadable-file", str(error))
+            continue
         start = errors.begin(shown, len(data))
         root = _parse(data, start, errors)
         if root is None:
@@ -80,9 +84,10 @@ def _read_tree(tree, split, path, pictures, errors):
         place = str(tree / "JPEGImages" / (filename if filename in names else by_stem.get(file.stem, file.stem)))
         if filename not in names and file.stem not in by_stem:
             wanted = f"no {filename or '<filename>'} and no {file.stem}.*"
-            errors.add(line or start + 1, f"no picture for {shown}: JPEGImages has {wanted}")
+            errors.add(line or start + 1, "missing-picture", f"no picture for {shown}: JPEGImages has {wanted}")
         if place in pictures:
-            errors.add(start + 1, f"{place} is the picture of {pictures[place]} already: correct <filename>")
+            message = f"{place} is the picture of {pictures[place]} already: correct <filename>"
+            errors.add(start + 1, "repeated-picture", message)
             continue
         rows += _rows(root, len(pictures), start, errors)
         pictures[place] = shown
@@ -107,7 +112,8 @@ def _find_files(tree, split, path, errors):
         if stem in files:
             found[files[stem]] = number
         else:
-            errors.add(number, f"no {tree.relative_to(path) / 'Annotations' / stem}.xml")
+            message = f"no {tree.relative_to(path) / 'Annotations' / stem}.xml"
+            errors.add(number, "missing-annotation", message)
     return found
 
 
@@ -120,15 +126,17 @@ def _parse(data, start, errors):
         parser.feed(data)
         root = parser.close()
     except ParseError as error:
-        errors.add(start + error.position[0], f"broken XML ({error}); cut short, or not an annotation?")
+        message = f"broken XML ({error}); cut short, or not an annotation?"
+        errors.add(start + error.position[0], "broken-xml", message)
     except DefusedXmlException:
-        errors.add(start + 1, "XML entities can hide attacks and are not read: write the text itself in their place")
+        message = "XML entities can hide attacks and are not read: write the text itself in their place"
+        errors.add(start + 1, "xml-entities", message)
     except (ValueError, LookupError) as error:
-        errors.add(start + 1, f"cannot decode the XML ({error}): save it as UTF-8")
+        errors.add(start + 1, "bad-encoding", f"cannot decode the XML ({error}): save it as UTF-8")
     else:
         if root.tag == "annotation":
             return root
-        errors.add(start + root.get("line"), f"<{root.tag}> where <annotation> was expected")
+        errors.add(start + root.get("line"), "broken-xml", f"<{root.tag}> where <annotation> was expected")
     return None
 
 
@@ -147,7 +155,7 @@ def _rows(root, picture, start, errors):
         texts = {child.tag: (child.text or "").strip() for child in (*element, *(() if box is None else box))}
         missing = [tag for tag in _REQUIRED if not texts.get(tag)]
         if missing:
-            errors.add(line, f"object without {', '.join(missing)}")
+            errors.add(line, "incomplete-object", f"object without {', '.join(missing)}")
         else:
             rows.append((*(texts[tag] for tag in _REQUIRED), picture, line, texts.get("difficult") == "1"))
     return rows or [("",) * len(_REQUIRED) + (picture, start + 1, False)]
