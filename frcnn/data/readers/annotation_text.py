@@ -11,28 +11,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from frcnn.data.readers.table import COORDINATES, Errors, build_records, read_lines
+from frcnn.data.readers.problems import read_lines
+from frcnn.data.readers.table import COORDINATES, build_records
 from frcnn.files import replacing
 
 _FIELDS = ("filepath", *COORDINATES, "class_name")
 _LINE = ",".join(_FIELDS)
 
 
-def read_annotation_text(path, class_names=None, problems=None):
-    """Read an annotation file; see `frcnn.data.readers.read_records` for the arguments, results and errors.
+def read_annotation_text(path, class_names, errors):
+    """Read an annotation file; see `frcnn.data.readers.read_records` for the results.
 
     Picture paths are tried from the annotation file's folder, then from the working directory.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not an annotation file; format 'voc' reads folders of Pascal VOC")
-    errors = Errors(problems)
     lines, _ = read_lines(path, path.name, errors)
     table = _drop_header(_parse(lines, errors), errors)
     if table.empty and not errors.found:
         raise ValueError(f"{path} is empty: expected lines of {_LINE}")
     pictures = _find_pictures(table, path.parent, errors)
-    return build_records(table, pictures, class_names, errors)
+    return build_records(table, pictures, class_names, errors, allow_empty=False)
 
 
 def write_annotations(path, records, class_names):
@@ -103,6 +103,7 @@ def _find_pictures(table, folder, errors):
 
 
 def _locate(name, folder, line, errors):
+    errors.check_name(line, name, absolute_is_usual=True)
     candidates = list(dict.fromkeys(os.path.normpath(place) for place in (os.path.join(folder, name), name)))
     place = next(filter(os.path.isfile, candidates), None)
     if place is None:
