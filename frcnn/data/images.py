@@ -17,6 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _TURNED_BY_EXIF = ("JPEG", "MPO", "PNG", "WEBP")
 # How GIF and TIFF begin: their transparent pixels, OpenCV paints with one colour (GIF) or black (TIFF).
 _HIDES_COLOURS = (b"GIF8", b"II*\0", b"MM\0*")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 2**31 - 1  # OpenCV counts them in an int
 _NO_PICTURE = "not a picture, or of a kind that is not read, such as floating-point TIFF"
 
@@ -37,8 +38,8 @@ def read_image(path):
     Of several pictures in a file (GIF, TIFF, WebP) the first is taken.
 
     Raises:
-        ValueError: the file is missing, not a file, not a picture, truncated, of 32 bits a channel, or has more pixels
-            than Pillow trusts; names it.
+        ValueError: the file is missing, not a file, not a picture, truncated, of 32 bits a channel, of another size
+            than its header says, or has more pixels than Pillow trusts; names it.
     """
     return decode_image(read_picture_bytes(path), path)
 
@@ -73,9 +74,14 @@ def decode_image(data, path, grey_side=None):
     """
     with _explained(path, "cannot read the picture"):
         size = _header_size(io.BytesIO(data))
-        image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
+        image = None
+        if not _is_cut_png(data):
+            image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
         raise ValueError(f"{path}: cannot decode the picture ({len(data)} bytes; truncated, or {_NO_PICTURE})")
+    if grey_side is None and image.shape[:2] != size:
+        found = f"its header says {size[0]}x{size[1]}, decoded it is {image.shape[0]}x{image.shape[1]}"
+        raise ValueError(f"{path}: cannot trust the picture ({found}: save it anew)")
     return image
 
 
@@ -94,6 +100,20 @@ def _decode(data):
     # cv2.imread fails on non-ASCII paths under Windows, and tells a missing file from a broken one only on stderr.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_png(data):
+    """Whether a chunk of a PNG goes on after the end of the file: OpenCV would reserve up to 4 GB for it first."""
+    place = len(_PNG)
+    while data.startswith(_PNG) and place <= len(data) - 8:
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IEND":
+            return False
+        place += 8 + length
+        if place > len(data):
+            return True
+        place += 4
+    return False
 
 
 def _decode_grey(data, most_shrinking):
@@ -158,13 +178,18 @@ def resize_image(image, size):
 
 def _exif_orientation(picture):
     """The tag of the EXIF block alone, as OpenCV reads it: `picture.getexif` decodes a PNG and believes XMP too."""
-    exif = Image.Exif()
+    block = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     try:
-        exif.load(picture.info.get("exif", b""))
-        orientation = exif.get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, struct.error):  # a damaged block: OpenCV reads on without it, and so must the size
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, place)
+            if tag == ExifTags.Base.Orientation:
+                return value if value in range(1, 9) else 1
+    except struct.error:  # no block, or a damaged one: OpenCV reads on without it, and so must the size
+        pass
+    return 1
 
 
 def _reason(error):
