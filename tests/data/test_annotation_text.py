@@ -220,12 +220,12 @@ def test_a_file_is_read_as_text_by_format_auto_and_has_no_splits(annotate):
     assert read_records(path, format="auto")[1] == ("cat",)
     for format in ("auto", "simple"):
         text = read_error(path, format=format, split="test")
-        assert text == f"{path}: splits such as 'test' belong to Pascal VOC trees; give the file of the split"
+        assert text == f"{path}: splits such as 'test' belong to Pascal VOC trees and YOLO; give the file of the split"
 
 
 def test_an_unknown_format_names_the_known_ones(annotate):
     assert read_error(annotate("x"), format="csv") == (
-        "unknown annotation format 'csv': expected one of auto, simple, voc, pascal_voc"
+        "unknown annotation format 'csv': expected one of auto, simple, voc, pascal_voc, coco, yolo"
     )
 
 

@@ -11,28 +11,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from frcnn.data.readers.table import COORDINATES, Errors, build_records, read_lines
+from frcnn.data.readers.problems import read_lines
+from frcnn.data.readers.table import COORDINATES, build_records
 from frcnn.files import replacing
 
 _FIELDS = ("filepath", *COORDINATES, "class_name")
 _LINE = ",".join(_FIELDS)
 
 
-def read_annotation_text(path, class_names=None):
-    """Read an annotation file; see `frcnn.data.readers.read_records` for the arguments, results and errors.
+def read_annotation_text(path, class_names, errors):
+    """Read an annotation file; see `frcnn.data.readers.read_records` for the results.
 
     Picture paths are tried from the annotation file's folder, then from the working directory.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not an annotation file; format 'voc' reads folders of Pascal VOC")
-    errors = Errors()
     lines, _ = read_lines(path, path.name, errors)
     table = _drop_header(_parse(lines, errors), errors)
     if table.empty and not errors.found:
         raise ValueError(f"{path} is empty: expected lines of {_LINE}")
     pictures = _find_pictures(table, path.parent, errors)
-    return build_records(table, pictures, class_names, errors)
+    return build_records(table, pictures, class_names, errors, allow_empty=False)
 
 
 def write_annotations(path, records, class_names):
@@ -62,7 +62,8 @@ def _parse(lines, errors):
             flat += fields
             numbers.append(number)
         elif line.strip():
-            errors.add(number, f"{len(fields)} field{'s'[: len(fields) > 1]}, expected {len(_FIELDS)}: {_LINE}")
+            count = f"{len(fields)} field{'s'[: len(fields) > 1]}"
+            errors.add(number, "field-count", f"{count}, expected {len(_FIELDS)}: {_LINE}")
     columns = {name: flat[start :: len(_FIELDS)] for start, name in enumerate(_FIELDS)}
     for name in ("filepath", "class_name"):
         columns[name] = list(map(str.strip, columns[name]))
@@ -83,7 +84,8 @@ def _drop_header(table, errors):
     first = table.head(1)
     texts = first[list(COORDINATES)].to_numpy(object).ravel()
     if len(first) and all(map(str.strip, texts)) and pd.isna(pd.to_numeric(texts, errors="coerce")).all():
-        errors.add(first.line.iloc[0], f"no coordinate is a number ({', '.join(texts)}): delete it if it is a header")
+        message = f"no coordinate is a number ({', '.join(texts)}): delete it if it is a header"
+        errors.add(first.line.iloc[0], "header-line", message)
         return table.iloc[1:].reset_index(drop=True)
     return table
 
@@ -101,8 +103,10 @@ def _find_pictures(table, folder, errors):
 
 
 def _locate(name, folder, line, errors):
+    errors.check_name(line, name, absolute_is_usual=True)
     candidates = list(dict.fromkeys(os.path.normpath(place) for place in (os.path.join(folder, name), name)))
     place = next(filter(os.path.isfile, candidates), None)
     if place is None:
-        errors.add(line, f"no picture at {' or '.join(candidates)}" if name else "filepath is empty")
+        message = f"no picture at {' or '.join(candidates)}" if name else "filepath is empty"
+        errors.add(line, "missing-picture", message)
     return place or candidates[0]

@@ -1,10 +1,6 @@
-"""What the readers share: mistakes by file and line, and the way from a table of annotated boxes to records."""
+"""The way from a table of annotated boxes to records that all readers share."""
 
-import bisect
-import codecs
 import os
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,105 +9,42 @@ from frcnn.data.images import image_size
 from frcnn.records import ImageRecord
 
 COORDINATES = ("x1", "y1", "x2", "y2")
-_BACKGROUND = "bg"
-_MAX_ERRORS = 20
+BACKGROUND = "bg"
 _UNKNOWN_SIZE = (np.nan, np.nan)
 
 
-class Errors:
-    """Mistakes by line; raised together, so that one run shows them all. Lines are counted on from file to file."""
-
-    def __init__(self):
-        self.found = []
-        self._names, self._starts, self._end = [], [], 0
-
-    def begin(self, name, size):
-        """Announce a file of `size` bytes; returns what to add to its line numbers, counted from 1."""
-        self._names.append(name)
-        self._starts.append(self._end)
-        self._end += size + 1  # more than it has lines
-        return self._starts[-1]
-
-    def place(self, line):
-        """The file and line as people write it."""
-        index = bisect.bisect_left(self._starts, line) - 1
-        return f"{self._names[index]} line {line - self._starts[index]}"
-
-    def add(self, line, message):
-        """Note a mistake."""
-        self.found.append((int(line), message))
-
-    def raise_if_any(self):
-        """Raise a ValueError that lists the first mistakes and counts the others."""
-        if not self.found:
-            return
-        self.found.sort(key=lambda error: error[0])
-        shown = [f"{self.place(line)}: {message}" for line, message in self.found[:_MAX_ERRORS]]
-        more = len(self.found) - _MAX_ERRORS
-        raise ValueError("\n".join(shown + ([f"... and {more} more"] if more > 0 else [])))
-
-
-def read_lines(path, name, errors):
-    """Read a UTF-8 text file and begin it in `errors`.
-
-    Returns:
-        list of its lines, the number to add to a line's number.
-
-    Raises:
-        ValueError: the file cannot be read, or is not UTF-8 text.
-    """
-    data = read_bytes(path)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} is UTF-16 text; save the file as UTF-8 (Notepad: Save as, Encoding)")
-    if b"\0" in data:
-        raise ValueError(f"{path}: this annotation file is not text; a picture or an archive, perhaps")
-    start = errors.begin(name, len(data))
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = errors.place(start + data.count(b"\n", 0, error.start) + 1)
-        raise ValueError(f"{line}: byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8 text") from error
-    # Not str.splitlines: it also breaks at characters that may stand in a file name. A "\r" goes with the blanks.
-    return text.split("\n"), start
-
-
-def read_bytes(path):
-    """Read a whole file.
-
-    Raises:
-        ValueError: it cannot be read; names it.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the annotation file ({error.strerror})") from error
-
-
-def build_records(table, pictures, class_names, errors, corners=COORDINATES, origin=0):
+def build_records(table, pictures, class_names, errors, corners=COORDINATES, origin=0, shares=False, allow_empty=True):
     """Check a table of boxes and turn it into records; see `frcnn.data.readers.read_records` for the results.
 
     A box of class `bg` is dropped unread and its picture kept. A box that reaches outside its picture is clipped, and
-    one warning counts them; another counts the boxes without area that are left out where the origin is 1.
+    one warning counts them; another counts the boxes without width or height, which are left out. Where `errors`
+    collects problems, whatever is wrong is left out: the box, or the picture that cannot be read.
 
     Args:
         table: a DataFrame with a row a box, in the order of the pictures' first appearance: `picture` an index into
-            pictures; x1, y1, x2, y2 and `class_name` texts, all empty for a picture without objects; `difficult`
-            bool; `line` as `errors` counts it.
+            pictures; x1, y1, x2, y2 and `class_name` texts, all empty for a picture without objects, or the former
+            float64; `difficult` and, where known, `crowd` bool; `line` as `errors` counts it.
         pictures: list of paths.
         class_names: the expected names, or None for those that occur.
         errors: the mistakes so far; those of the table join them, and all are raised.
         corners: what the file calls x1, y1, x2, y2.
         origin: number of the first pixel: 0, or 1 where the last pixel belongs to the box (x1 = 1, x2 = width).
+        shares: whether the coordinates are shares of the picture's width and height.
+        allow_empty: whether a box without width or height is left out with a warning, or is a mistake.
     """
     sizes = _measure(table, pictures, errors)
+    if shares:  # in float64: a share in float32 would be off by a thousandth of a pixel
+        known = np.where(np.isfinite(sizes), sizes, 1)[table.picture].astype(np.float64)
+        table[list(COORDINATES)] *= known[:, [1, 0, 1, 0]]
     boxes = _select_boxes(table, corners, errors)
     class_names = _label(boxes, class_names, errors)
-    empty = (boxes.x1 == boxes.x2) | (boxes.y1 == boxes.y2) if origin else np.zeros(len(boxes), bool)
-    empty_lines, boxes = boxes.line[empty], boxes[~empty].copy()
+    empty = ((boxes.x1 == boxes.x2) | (boxes.y1 == boxes.y2)) & boxes.good & allow_empty
+    errors.note(boxes.line[empty], "degenerate-box", "left out, without width or height", severity="error")
+    boxes = boxes[~empty].copy()
     _check_boxes(boxes, sizes, corners, origin, errors)
-    errors.raise_if_any()
-    _warn(empty_lines, "left out, without width or height", errors)
-    _clip(boxes, sizes, errors)
+    boxes = boxes[boxes.good & np.isfinite(sizes[boxes.picture]).all(axis=1)].copy()
+    errors.note(_clip(boxes, sizes), "clipped-box", "clipped to the picture")
+    errors.finish()
     return _split_by_picture(boxes, pictures, sizes), class_names
 
 
@@ -123,25 +56,28 @@ def _measure(table, pictures, errors):
             # A missing file was reported by who looked for it.
             sizes.append(image_size(path) if os.path.isfile(path) else _UNKNOWN_SIZE)
         except ValueError as error:
-            errors.add(line, str(error))
+            errors.add(line, "unreadable-picture", str(error))
             sizes.append(_UNKNOWN_SIZE)
     return np.array(sizes, np.float32).reshape(-1, 2)
 
 
 def _select_boxes(table, corners, errors):
-    """The rows that hold a box, with float32 coordinates (NaN or inf where reported)."""
-    has_box = (table.class_name != _BACKGROUND).to_numpy(copy=True)
+    """The rows that hold a box, with float32 coordinates (NaN or inf where reported) and `good`, nothing wrong yet."""
+    has_box = (table.class_name != BACKGROUND).to_numpy(copy=True)
     nameless = (table.class_name == "").to_numpy()
     has_box[nameless] = [any(map(str.strip, texts)) for texts in table.loc[nameless, list(COORDINATES)].to_numpy()]
     boxes = table.loc[has_box, table.columns != "filepath"].copy()
+    boxes["good"] = boxes.class_name != ""
     for name, shown in zip(COORDINATES, corners, strict=True):
         texts = boxes[name]
         boxes[name] = _to_float32(texts)
         wrong = ~np.isfinite(boxes[name])
-        for line, text in zip(boxes.line[wrong], texts[wrong].str.strip(), strict=True):
-            errors.add(line, f"{shown} ({text}) is not a finite number" if text else f"{shown} is empty")
+        boxes["good"] &= ~wrong
+        for line, text in zip(boxes.line[wrong], texts[wrong].astype(str).str.strip(), strict=True):
+            message = f"{shown} ({text}) is not a finite number" if text else f"{shown} is empty"
+            errors.add(line, "bad-number", message)
     for line in boxes.line[boxes.class_name == ""]:
-        errors.add(line, "class_name is empty")
+        errors.add(line, "missing-class", "class_name is empty")
     return boxes
 
 
@@ -159,51 +95,52 @@ def _label(boxes, class_names, errors):
     class_names = tuple(name for name in names if name) if class_names is None else tuple(class_names)
     labels = {name: label for label, name in enumerate(class_names)}
     boxes["label"] = np.array([labels.get(name, -1) for name in names], np.int32)[name_indices]
-    unknown = boxes[(boxes.label < 0) & (boxes.class_name != "")]
-    for line, name in zip(unknown.line, unknown.class_name, strict=True):
-        errors.add(line, f"class {name!r} is not one of the model's classes: {', '.join(class_names)}")
+    unknown = (boxes.label < 0) & (boxes.class_name != "")
+    boxes["good"] &= ~unknown
+    for line, name in boxes.loc[unknown, ["line", "class_name"]].itertuples(index=False):
+        message = f"class {name!r} is not one of the model's classes: {', '.join(class_names)}"
+        errors.add(line, "unknown-class", message)
     return class_names
 
 
 def _check_boxes(boxes, sizes, corners, origin, errors):
-    """Report boxes without area and those wholly outside; the others become half-open."""
+    """Report boxes without area and those wholly outside, no longer `good`; the others become half-open."""
     ordered = np.ones(len(boxes), bool)
     for low, high in ((0, 2), (1, 3)):
         names = [COORDINATES[low], COORDINATES[high]]
         wrong = (boxes[names[1]] <= boxes[names[0]]).to_numpy()
         ordered &= ~wrong
         for line, start, end in boxes.loc[wrong, ["line", *names]].itertuples(index=False):
-            errors.add(line, f"{corners[high]} ({end:g}) must be greater than {corners[low]} ({start:g})")
+            kind = "swapped-box" if end < start else "degenerate-box"
+            errors.add(line, kind, f"{corners[high]} ({end:g}) must be greater than {corners[low]} ({start:g})")
     height, width = sizes[boxes.picture].T
     outside = (boxes.x1 - origin >= width) | (boxes.y1 - origin >= height) | (boxes.x2 <= 0) | (boxes.y2 <= 0)
     rows = (outside & ordered).to_numpy()
     for box, box_width, box_height in zip(boxes[rows].itertuples(), width[rows], height[rows], strict=True):
         shown = f"{box.x1:g}, {box.y1:g}, {box.x2:g}, {box.y2:g}"
-        errors.add(box.line, f"box ({shown}) lies outside its picture, {box_width:g} wide and {box_height:g} high")
+        message = f"box ({shown}) lies outside its picture, {box_width:g} wide and {box_height:g} high"
+        errors.add(box.line, "outside-box", message)
+    boxes["good"] &= ordered & ~outside
     boxes[["x1", "y1"]] -= origin
 
 
-def _clip(boxes, sizes, errors):
+def _clip(boxes, sizes):
+    """Clip the boxes to their pictures; returns the lines of those that changed."""
     corners = boxes[list(COORDINATES)].to_numpy(np.float32)
     clipped = np.clip(corners, 0, sizes[boxes.picture][:, [1, 0, 1, 0]])
-    _warn(boxes.line[(clipped != corners).any(axis=1)], "clipped to the picture", errors)
     boxes[list(COORDINATES)] = clipped
-
-
-def _warn(lines, text, errors):
-    if len(lines):
-        # The level of the caller of `read_records`.
-        boxes = f"{len(lines)} box{'es' * (len(lines) > 1)}"
-        warnings.warn(f"{boxes} {text}, first {errors.place(lines.iloc[0])}", stacklevel=6)
+    return boxes.line[(clipped != corners).any(axis=1)]
 
 
 def _split_by_picture(boxes, pictures, sizes):
     order = np.argsort(boxes.picture.to_numpy(), kind="stable")
     corners = boxes[list(COORDINATES)].to_numpy(np.float32)[order]
-    labels, difficult = boxes.label.to_numpy()[order], boxes.difficult.to_numpy()[order]
+    labels, difficult = boxes.label.to_numpy()[order], boxes.difficult.to_numpy(bool)[order]
+    crowd = boxes.crowd.to_numpy(bool)[order] if "crowd" in boxes else np.zeros(len(boxes), bool)
     ends = np.cumsum(np.bincount(boxes.picture, minlength=len(pictures))).tolist()
     starts = [0, *ends[:-1]]
     return [
-        ImageRecord(path, size, corners[start:end], labels[start:end], difficult[start:end])
+        ImageRecord(path, size, corners[start:end], labels[start:end], difficult[start:end], crowd[start:end])
         for path, size, start, end in zip(pictures, sizes, starts, ends, strict=True)
+        if np.isfinite(size).all()
     ]

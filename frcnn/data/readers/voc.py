@@ -14,27 +14,28 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 
 from frcnn.data.images import SUFFIXES
-from frcnn.data.readers.table import COORDINATES, Errors, build_records, read_bytes, read_lines
+from frcnn.data.readers.problems import read_bytes, read_lines
+from frcnn.data.readers.table import COORDINATES, build_records
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _REQUIRED = ("name", *_CORNERS)
 _TYPES = {"picture": np.int64, "line": np.int64, "difficult": bool}
 
 
-def read_voc(path, class_names=None, split=None):
+def read_voc(path, class_names, split, errors):
     """Read a VOC tree, or those in a VOCdevkit folder; see `frcnn.data.readers.read_records`.
 
     The picture is the one that <filename> names or, where there is none, the one with the XML's name.
     """
     path = Path(path)
-    trees = _find_trees(path)
+    trees = find_trees(path)
     if not trees:
-        expected = "expected folders Annotations and JPEGImages in it, or in its VOC2007 or VOC2012"
+        expected = "expected folders Annotations and JPEGImages in it, or in its VOC2007 or VOC2012 (YOLO: a data.yaml)"
         raise ValueError(f"{path} is no Pascal VOC tree: {expected}")
-    if split is not None and not any(split in _split_files(tree) for tree in trees):
-        names = ", ".join(split_names(path)) or "no list"
+    if split not in (None, "all") and not any(split in _split_files(tree) for tree in trees):
+        names = ", ".join(voc_splits(path)) or "no list"
         raise ValueError(f"{path} has no split {split!r}: ImageSets/Main holds {names}")
-    errors, pictures, rows = Errors(), {}, []
+    pictures, rows = {}, []
     for tree in trees:
         rows += _read_tree(tree, split, path, pictures, errors)
     if not pictures and not errors.found:
@@ -44,24 +45,26 @@ def read_voc(path, class_names=None, split=None):
     return build_records(table, list(pictures), class_names, errors, _CORNERS, origin=1)
 
 
-def split_names(path):
+def voc_splits(path):
     """Names of the splits of the VOC trees at `path`, sorted; lists of one class, with a flag a line, do not count."""
     names = set()
-    for tree in _find_trees(Path(path)):
+    for tree in find_trees(Path(path)):
         for name, file in _split_files(tree).items():
-            first_line = file.read_bytes().strip().partition(b"\n")[0]
+            first_line = read_bytes(file).strip().partition(b"\n")[0]
             if first_line.split()[1:] not in ([b"-1"], [b"0"], [b"1"]):
                 names.add(name)
     return tuple(sorted(names))
 
 
-def _find_trees(path):
+def find_trees(path):
+    """The folders of the VOC trees at a path: itself, or those in it whose names begin with VOC."""
+    path = Path(path)
     places = (path, *sorted(path.glob("VOC*")))
     return [tree for tree in places if (tree / "Annotations").is_dir() and (tree / "JPEGImages").is_dir()]
 
 
 def _split_files(tree):
-    return {file.stem: file for file in sorted((tree / "ImageSets" / "Main").glob("*.txt"))}
+    return {file.stem: file for file in sorted((tree / "ImageSets" / "Main").glob("*.txt")) if file.is_file()}
 
 
 def _read_tree(tree, split, path, pictures, errors):
@@ -71,7 +74,11 @@ def _read_tree(tree, split, path, pictures, errors):
     rows = []
     for file, line in _find_files(tree, split, path, errors).items():
         shown = file.relative_to(path)
-        data = read_bytes(file)
+        try:
+            data = read_bytes(file)
+        except ValueError as error:
+            errors.add(errors.begin(shown, 1) + 1, "unreadable-file", str(error))
+            continue
         start = errors.begin(shown, len(data))
         root = _parse(data, start, errors)
         if root is None:
@@ -80,9 +87,10 @@ def _read_tree(tree, split, path, pictures, errors):
         place = str(tree / "JPEGImages" / (filename if filename in names else by_stem.get(file.stem, file.stem)))
         if filename not in names and file.stem not in by_stem:
             wanted = f"no {filename or '<filename>'} and no {file.stem}.*"
-            errors.add(line or start + 1, f"no picture for {shown}: JPEGImages has {wanted}")
+            errors.add(line or start + 1, "missing-picture", f"no picture for {shown}: JPEGImages has {wanted}")
         if place in pictures:
-            errors.add(start + 1, f"{place} is the picture of {pictures[place]} already: correct <filename>")
+            message = f"{place} is the picture of {pictures[place]} already: correct <filename>"
+            errors.add(start + 1, "repeated-picture", message)
             continue
         rows += _rows(root, len(pictures), start, errors)
         pictures[place] = shown
@@ -94,7 +102,7 @@ def _find_files(tree, split, path, errors):
     files = {file.stem: file for file in sorted((tree / "Annotations").iterdir()) if file.suffix.lower() == ".xml"}
     lists = _split_files(tree)
     name = split or next((name for name in ("trainval", "train") if name in lists), None)
-    if name is None:
+    if name is None or split == "all":
         return dict.fromkeys(files.values())
     if name not in lists:  # one of several trees has it
         return {}
@@ -107,7 +115,8 @@ def _find_files(tree, split, path, errors):
         if stem in files:
             found[files[stem]] = number
         else:
-            errors.add(number, f"no {tree.relative_to(path) / 'Annotations' / stem}.xml")
+            message = f"no {tree.relative_to(path) / 'Annotations' / stem}.xml"
+            errors.add(number, "missing-annotation", message)
     return found
 
 
@@ -120,15 +129,17 @@ def _parse(data, start, errors):
         parser.feed(data)
         root = parser.close()
     except ParseError as error:
-        errors.add(start + error.position[0], f"broken XML ({error}); cut short, or not an annotation?")
+        message = f"broken XML ({error}); cut short, or not an annotation?"
+        errors.add(start + error.position[0], "broken-xml", message)
     except DefusedXmlException:
-        errors.add(start + 1, "XML entities can hide attacks and are not read: write the text itself in their place")
+        message = "XML entities can hide attacks and are not read: write the text itself in their place"
+        errors.add(start + 1, "xml-entities", message)
     except (ValueError, LookupError) as error:
-        errors.add(start + 1, f"cannot decode the XML ({error}): save it as UTF-8")
+        errors.add(start + 1, "bad-encoding", f"cannot decode the XML ({error}): save it as UTF-8")
     else:
         if root.tag == "annotation":
             return root
-        errors.add(start + root.get("line"), f"<{root.tag}> where <annotation> was expected")
+        errors.add(start + root.get("line"), "broken-xml", f"<{root.tag}> where <annotation> was expected")
     return None
 
 
@@ -147,7 +158,7 @@ def _rows(root, picture, start, errors):
         texts = {child.tag: (child.text or "").strip() for child in (*element, *(() if box is None else box))}
         missing = [tag for tag in _REQUIRED if not texts.get(tag)]
         if missing:
-            errors.add(line, f"object without {', '.join(missing)}")
+            errors.add(line, "incomplete-object", f"object without {', '.join(missing)}")
         else:
             rows.append((*(texts[tag] for tag in _REQUIRED), picture, line, texts.get("difficult") == "1"))
     return rows or [("",) * len(_REQUIRED) + (picture, start + 1, False)]

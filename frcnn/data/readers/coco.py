@@ -1,0 +1,162 @@
+"""COCO's JSON of instances: {"images": [...], "annotations": [...], "categories": [...]}.
+
+Only boxes, classes and `iscrowd` are read; outlines and keypoints are not. Classes are in the order of their ids, which
+may have gaps. A picture without annotations is background. Boxes are (x, y, width, height) from the top left corner.
+"""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from frcnn.data.readers.problems import decode, read_bytes
+from frcnn.data.readers.table import BACKGROUND, COORDINATES, build_records
+
+_KEYS = ("images", "annotations", "categories")
+_CORNERS = ("x", "y", "x + width", "y + height")
+
+
+def read_coco(path, class_names, errors):
+    """Read a JSON file of instances; see `frcnn.data.readers.read_records` for the results.
+
+    Each picture is looked for beside the file, in `images` there, in the folders that COCO and its followers use
+    (`instances_val.json` or `val.json`: `../val`, `../images/val`, `../images`, `..`) and in the working directory.
+    """
+    path = Path(path)
+    content = _parse(read_bytes(path), path)
+    lists = [content[key] for key in _KEYS]
+    # Entries are numbered through the three lists, as the lines of a text file are.
+    first = errors.begin(path.name, sum(map(len, lists)), partial(_entry_name, lists)) + 1
+    firsts = [first, first + len(lists[0]), first + len(lists[0]) + len(lists[1])]
+    declared, labels = _read_categories(lists[2], firsts[2], errors)
+    pictures, indices, lines = _read_images(lists[0], _folders(path), firsts[0], errors)
+    table = _read_annotations(lists[1], indices, labels, firsts[1], errors)
+    # A row a picture keeps those without annotations, and the order of the pictures.
+    rows = {"class_name": BACKGROUND, "picture": range(len(pictures)), "line": lines, "crowd": False}
+    table = pd.concat([pd.DataFrame(rows), table], ignore_index=True).assign(difficult=False)
+    return build_records(table, pictures, declared if class_names is None else class_names, errors, _CORNERS)
+
+
+def _parse(data, path):
+    try:
+        content = json.loads(decode(data, path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} line {error.lineno}: broken JSON ({error.msg}); cut short, perhaps") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: JSON nested too deeply to be a file of annotations") from error
+    for key in _KEYS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"{path} is no COCO file of instances: expected an object with a list {key!r}")
+    return content
+
+
+def _entry_name(lists, number):
+    """`annotations[12] (id 34)`: what to call the entry of a number, counted from 1 through the lists."""
+    which, index = 0, number - 1
+    while which < len(lists) - 1 and index >= len(lists[which]):
+        index, which = index - len(lists[which]), which + 1
+    entry_id = _get(lists[which][index], "id")
+    return f"{_KEYS[which]}[{index}]" + (f" (id {entry_id})" if isinstance(entry_id, int) else "")
+
+
+def _get(entry, key):
+    """A value of a JSON object; None where there is none, or no object, or a value that cannot be an id or a name."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _read_categories(entries, first, errors):
+    """The class names, and a dict from each category's id to its name."""
+    names, numbers = {}, {}
+    for line, entry in enumerate(entries, first):
+        number, name = _get(entry, "id"), _get(entry, "name")
+        name = name.strip() if isinstance(name, str) else ""
+        if number is None or not name:
+            errors.add(line, "broken-entry", "a category needs an id and a name")
+        elif number in names or name in numbers:
+            errors.add(line, "repeated-class", f"id {number} or name {name!r} is taken by a category before")
+        else:
+            names[number], numbers[name] = name, number
+    order = sorted(names, key=lambda number: (isinstance(number, str), number))
+    return tuple(names[number] for number in order if names[number] != BACKGROUND), names
+
+
+def _folders(path):
+    stem = path.stem.rpartition("_")[2]
+    above = path.parent / os.pardir
+    return [path.parent, path.parent / "images", above / stem, above / "images" / stem, above / "images", above, Path()]
+
+
+def _read_images(entries, folders, first, errors):
+    """The pictures' paths, a dict from id to index, and the number of each one's entry."""
+    places, indices, lines = {}, {}, []
+    for line, entry in enumerate(entries, first):
+        number, name = _get(entry, "id"), _get(entry, "file_name")
+        if number is None or not isinstance(name, str) or not name:
+            errors.add(line, "broken-entry", "an image needs an id and a file_name")
+            continue
+        if number in indices:
+            errors.add(line, "repeated-id", f"id {number} is taken by an image before")
+            continue
+        errors.check_name(line, name)
+        candidates = [os.path.normpath(folder / name) for folder in folders]
+        place = next(filter(os.path.isfile, candidates), None)
+        if place is None:
+            errors.add(line, "missing-picture", f"no picture at {' or '.join(dict.fromkeys(candidates))}")
+        place = place or candidates[0]
+        if place in places:
+            errors.add(line, "repeated-picture", f"{place} is the picture of an image before")
+        else:
+            lines.append(line)
+        indices[number] = places.setdefault(place, len(places))
+    return list(places), indices, lines
+
+
+def _read_annotations(entries, pictures, names, first, errors):
+    """A table with a row an annotation, see `build_records`; those that name no picture or class are reported."""
+    sides, rows = [], []  # flat lists: a million small ones would keep the garbage collector busy for seconds
+    for line, entry in enumerate(entries, first):
+        try:
+            x, y, width, height = entry["bbox"]
+            row = (pictures[entry["image_id"]], names[entry["category_id"]], line, entry.get("iscrowd") == 1)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            errors.add(line, *_what_is_wrong(entry, pictures, names))
+            continue
+        sides += (x, y, width, height)
+        rows += row
+    boxes = _to_float64(sides).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is reported later
+        boxes[:, 2:] += boxes[:, :2]
+    table = pd.DataFrame(boxes, columns=COORDINATES)
+    columns = {"picture": np.int64, "class_name": object, "line": np.int64, "crowd": bool}
+    for start, (name, dtype) in enumerate(columns.items()):
+        table[name] = np.array(rows[start :: len(columns)], dtype)
+    return table
+
+
+def _what_is_wrong(entry, pictures, names):
+    """The kind and message of a mistake."""
+    box = entry.get("bbox") if isinstance(entry, dict) else None
+    picture, category = _get(entry, "image_id"), _get(entry, "category_id")
+    if not isinstance(box, list) or len(box) != 4:
+        return "broken-entry", "an annotation needs a bbox of four numbers: x, y, width, height"
+    if picture not in pictures:
+        return "unknown-picture", f"image_id {picture} is the id of no image that is used"
+    return "unknown-class", f"category_id {category} is the id of no category"
+
+
+def _to_float64(values):
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):  # something is not a number: the slower way that marks it
+        return np.array([_number(value) for value in values], np.float64)
+
+
+def _number(value):
+    try:
+        return float(value) if isinstance(value, int | float) else np.nan
+    except OverflowError:
+        return np.inf

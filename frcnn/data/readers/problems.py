@@ -1,0 +1,185 @@
+"""What the readers share: annotation files read with care, and their mistakes by file and line."""
+
+import bisect
+import codecs
+import os
+import stat
+import warnings
+from typing import NamedTuple
+
+MAX_BYTES = 2**30  # of an annotation file: ten million boxes; what is made of it takes up to ten times as much memory
+_MAX_SHOWN = 20
+_MAX_KEPT = 100_000
+_MAX_LENGTH = 1000
+
+
+class Problem(NamedTuple):
+    """One mistake or note about annotations.
+
+    Attributes:
+        kind: a short code that stays the same, such as "missing-picture", "swapped-box" or "clipped-box".
+        severity: "error": what it speaks of is left out; "warning": it is used as the message says.
+        file: as people write it: the annotation file's name, in a tree its path from there.
+        line: from 1, or None where lines say nothing (JSON); the message then begins with the entry.
+        message: what is wrong, and what was expected.
+    """
+
+    kind: str
+    severity: str
+    file: str
+    line: int | None
+    message: str
+
+    def __str__(self):
+        """`file line 12: message`."""
+        return f"{self.file}{f' line {self.line}' if self.line else ''}: {self.message}"
+
+
+class Errors:
+    """Mistakes by line, raised together, so that one run shows them all. Lines are counted on from file to file.
+
+    Args:
+        problems: None, or a list that takes all mistakes and notes as `Problem`s; nothing is then raised or warned of.
+        outside: "error" or "warning", what a picture's name that leaves the folder of the data is.
+    """
+
+    def __init__(self, problems=None, outside="warning"):
+        self.problems, self.outside = problems, outside
+        self.found, self._more, self._notes = [], 0, {}
+        self._names, self._starts, self._end, self._entries = [], [], 0, []
+
+    def begin(self, name, size, entry=None):
+        """Announce a file; returns what to add to its line numbers, counted from 1.
+
+        Args:
+            name: the file's, as people write it.
+            size: not less than its number of lines.
+            entry: None, or a function from a number to the name of an entry, in a file whose lines say nothing.
+        """
+        self._names.append(_printable(str(name)))
+        self._starts.append(self._end)
+        self._entries.append(entry)
+        self._end += size + 1
+        return self._starts[-1]
+
+    def place(self, line):
+        """The file and line as people write it."""
+        return str(self._problem(line, "", "", "")).removesuffix(": ")
+
+    def add(self, line, kind, message, severity="error"):
+        """Note a mistake. A hundred thousand are kept, the rest is counted."""
+        if len(self.found) < _MAX_KEPT:
+            self.found.append((int(line), kind, severity, _printable(message)))
+        else:
+            self._more += 1
+
+    def note(self, lines, kind, text, severity="warning", what="box"):
+        """Note boxes that are not used as they stand: one warning counts them, or each is a problem."""
+        if self.problems is None:
+            self._notes.setdefault((kind, text, what), []).extend(lines)
+            return
+        for line in lines:
+            self.add(line, kind, f"{what} {text}", severity)
+
+    def check_name(self, line, name, absolute_is_usual=False):
+        """Report a picture's name that leaves the folder of the data: absolute, or more ".." than folders before."""
+        absolute = os.path.isabs(name)
+        if not absolute and os.path.normpath(name).split(os.sep)[0] != os.pardir:
+            return
+        if self.outside == "error":
+            self.add(line, "outside-folder", f"{name} leaves the folder of the data, which is not allowed here")
+        elif not (absolute and absolute_is_usual):
+            self.note([line], "outside-folder", "outside the folder of the data", what="name")
+
+    def finish(self):
+        """Raise a ValueError that lists the first mistakes and counts the others, or give everything to the collector.
+
+        Warnings are given at the level of who called `read_records`, which calls the reader, `build_records` and this.
+        """
+        self.found.sort(key=lambda error: error[0])
+        if self.problems is not None:
+            self.problems += [self._problem(*error) for error in self.found]
+            if self._more:
+                self.problems.append(Problem("too-many", "error", self._names[0], None, f"{self._more} more problems"))
+        elif self.found:
+            shown = [str(self._problem(*error)) for error in self.found[:_MAX_SHOWN]]
+            more = len(self.found) - len(shown) + self._more
+            raise ValueError("\n".join(shown + ([f"... and {more} more"] if more > 0 else [])))
+        for (_, text, what), lines in self._notes.items():
+            if lines:
+                things = f"{len(lines)} {what}" + ("es" if what == "box" else "s") * (len(lines) > 1)
+                warnings.warn(f"{things} {text}, first {self.place(min(lines))}", stacklevel=5)
+
+    def _problem(self, line, kind, severity, message):
+        index = bisect.bisect_left(self._starts, line) - 1
+        name, number, entry = self._names[index], int(line - self._starts[index]), self._entries[index]
+        if entry is None:
+            return Problem(kind, severity, name, number, message)
+        return Problem(kind, severity, name, None, f"{entry(number)}: {message}".removesuffix(": "))
+
+
+def read_lines(path, name, errors):
+    """Read a UTF-8 text file and begin it in `errors`.
+
+    Returns:
+        list of its lines, the number to add to a line's number.
+
+    Raises:
+        ValueError: the file cannot be read, or is not UTF-8 text.
+    """
+    data = read_bytes(path)
+    start = errors.begin(name, len(data))
+    text = decode(data, path, lambda count: errors.place(start + count))
+    # Not str.splitlines: it also breaks at characters that may stand in a file name. A "\r" goes with the blanks.
+    return text.split("\n"), start
+
+
+def decode(data, path, place=None):
+    """Decode UTF-8 text.
+
+    Args:
+        data: bytes.
+        path: of the file, for messages.
+        place: a function from a line's number to how people write it; None writes "path line 3".
+
+    Raises:
+        ValueError: not UTF-8, or not text.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is UTF-16 text; save the file as UTF-8 (Notepad: Save as, Encoding)")
+    if b"\0" in data:
+        raise ValueError(f"{path}: this annotation file is not text; a picture or an archive, perhaps")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        count = data.count(b"\n", 0, error.start) + 1
+        line = place(count) if place else f"{path} line {count}"
+        raise ValueError(f"{line}: byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8 text") from error
+
+
+def read_bytes(path, limit=MAX_BYTES):
+    """Read a whole file; never waits for one that is none, such as a pipe.
+
+    Raises:
+        ValueError: it cannot be read, is no regular file, or is longer than the limit; names it.
+    """
+    try:
+        # What it is, is asked of the opened file: a name may come to mean another one in between.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path}: cannot read the annotation file (a pipe or device, not a file)")
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the annotation file ({error.strerror})") from error
+    if len(data) > limit:
+        size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} bytes"
+        raise ValueError(f"{path}: an annotation file of more than {size} is not read; split it")
+    return data
+
+
+def _printable(text):
+    """Text for a terminal, cut to a sensible length; what would move its cursor, or is no character, is escaped."""
+    text = text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
