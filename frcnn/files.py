@@ -1,7 +1,9 @@
 """Files that are whole or not there: what every writer of the project uses."""
 
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -32,6 +34,24 @@ def find_files(folder, suffixes, skip=None):
         names = sorted(name for name in names if name[0] != "." and name.lower().endswith(suffixes))
         found += [os.path.join(place, name) for name in names]
     return found
+
+
+def open_regular(path):
+    """Open a file to read bytes. A folder, a pipe or a device in its place is refused at once, never waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    return open(path, "rb", opener=_open_at_once)
+
+
+def _open_at_once(path, flags):
+    # Opened first, then looked at: nothing can take the file's place in between.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device, not a file", str(path))
+    return descriptor
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn.files import find_files, replacing
+from frcnn.files import find_files, open_regular, replacing
 
 
 @pytest.fixture
@@ -87,3 +87,17 @@ def test_what_is_no_unicode_is_escaped(tmp_path):
     with replacing(tmp_path / "file") as file:
         file.write("ä\udcff")
     assert (tmp_path / "file").read_bytes() == "ä\\udcff".encode()
+
+
+def test_only_files_are_opened_and_nothing_is_waited_for(tmp_path):
+    (tmp_path / "file").write_bytes(b"1\r\n2")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"1\r\n2"
+    for name in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="a folder, a pipe or a device, not a file"):
+            open_regular(name)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "absent")

@@ -27,6 +27,7 @@ def main(argv=None):
         explained in a sentence; 130 interrupted.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: no file and line of ours
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged pictures, without their names
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or a machine without GPU is told of an error at every start
     parser = argparse.ArgumentParser(
         "frcnn", description="Faster R-CNN for Keras 3.", epilog="example: frcnn train -p annotations.txt"

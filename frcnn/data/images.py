@@ -1,5 +1,6 @@
 """Pictures in files: their size from the header, their pixels, and the resize rule of training and detection."""
 
+import contextlib
 import io
 import struct
 from pathlib import Path
@@ -8,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from frcnn.files import replacing
+from frcnn.files import open_regular, replacing
 
 # Suffixes, in lower case, by which pictures in a folder are known; the readers below go by the content.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -16,6 +17,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _TURNED_BY_EXIF = ("JPEG", "MPO", "PNG", "WEBP")
 # How GIF and TIFF begin: their transparent pixels, OpenCV paints with one colour (GIF) or black (TIFF).
 _HIDES_COLOURS = (b"GIF8", b"II*\0", b"MM\0*")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_BYTES = 2**31 - 1  # OpenCV counts them in an int
 _NO_PICTURE = "not a picture, or of a kind that is not read, such as floating-point TIFF"
 
 
@@ -23,15 +26,10 @@ def image_size(path):
     """Read a picture's (height, width) from its header, as `read_image` will return it (EXIF rotation applied).
 
     Raises:
-        ValueError: the file is missing, not a picture, or too large for Pillow to trust; names the file.
+        ValueError: the file is missing, not a file, not a picture, or has more pixels than Pillow trusts; names it.
     """
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = picture.format in _TURNED_BY_EXIF and _exif_orientation(picture) >= 5
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot read the picture's size ({_reason(error)})") from error
-    return (width, height) if turned else (height, width)
+    with _explained(path, "cannot read the picture's size"), open_regular(path) as file:
+        return _header_size(file)
 
 
 def read_image(path):
@@ -40,26 +38,102 @@ def read_image(path):
     Of several pictures in a file (GIF, TIFF, WebP) the first is taken.
 
     Raises:
-        ValueError: the file is missing, not a picture, truncated, or of 32 bits a channel; names the file.
+        ValueError: the file is missing, not a file, not a picture, truncated, of 32 bits a channel, of another size
+            than its header says, or has more pixels than Pillow trusts; names it.
     """
-    # cv2.imread fails on non-ASCII paths under Windows, and tells a missing file from a broken one only on stderr.
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = _decode(data) if data.size else None
-    except (OSError, cv2.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot read the picture ({_reason(error)})") from error
+    return decode_image(read_picture_bytes(path), path)
+
+
+def read_picture_bytes(path):
+    """Read a picture file whole, for `decode_image`.
+
+    Raises:
+        ValueError: it cannot be read, is not a file, is empty or larger than OpenCV takes; names it.
+    """
+    with _explained(path, "cannot read the picture"), open_regular(path) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if not 0 < len(data) <= _MOST_BYTES:
+        raise ValueError(f"{path}: cannot read the picture ({'over 2 GB' if data else 'the file is empty'})")
+    return data
+
+
+def decode_image(data, path, grey_side=None):
+    """Decode the bytes of a picture file; the size that they declare is looked at first.
+
+    Args:
+        data: bytes.
+        path: the file, for the message.
+        grey_side: None, or decode for comparison: grey, and a JPEG not larger than needed for sides of this length,
+            which is several times faster.
+
+    Returns:
+        (H, W, 3) uint8 RGB as `read_image`; with grey_side (H, W) uint8.
+
+    Raises:
+        ValueError: as in `read_image`.
+    """
+    with _explained(path, "cannot read the picture"):
+        size = _header_size(io.BytesIO(data))
+        image = None
+        if not _is_cut_png(data):
+            image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
-        raise ValueError(f"{path}: cannot decode the picture ({data.size} bytes; truncated, or {_NO_PICTURE})")
+        raise ValueError(f"{path}: cannot decode the picture ({len(data)} bytes; truncated, or {_NO_PICTURE})")
+    if grey_side is None and image.shape[:2] != size:
+        found = f"its header says {size[0]}x{size[1]}, decoded it is {image.shape[0]}x{image.shape[1]}"
+        raise ValueError(f"{path}: cannot trust the picture ({found}: save it anew)")
     return image
 
 
+def _header_size(file):
+    with Image.open(file) as picture:
+        width, height = picture.size
+        turned = picture.format in _TURNED_BY_EXIF and _exif_orientation(picture) >= 5
+    return (width, height) if turned else (height, width)
+
+
 def _decode(data):
-    if data[:4].tobytes() in _HIDES_COLOURS:
+    if data[:4] in _HIDES_COLOURS:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.mode in ("L", "P", "RGBA"):
                 return np.array(picture.convert("RGB"))
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    # cv2.imread fails on non-ASCII paths under Windows, and tells a missing file from a broken one only on stderr.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_png(data):
+    """Whether a chunk of a PNG goes on after the end of the file: OpenCV would reserve up to 4 GB for it first."""
+    place = len(_PNG)
+    while data.startswith(_PNG) and place <= len(data) - 8:
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IEND":
+            return False
+        place += 8 + length
+        if place > len(data):
+            return True
+        place += 4
+    return False
+
+
+def _decode_grey(data, most_shrinking):
+    if data[:2] != b"\xff\xd8":
+        image = _decode(data)
+        return image if image is None else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    modes = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2}
+    mode = next((mode for factor, mode in modes.items() if factor <= most_shrinking), cv2.IMREAD_GRAYSCALE)
+    return cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+
+
+@contextlib.contextmanager
+def _explained(path, problem):
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        limit = f"more than the {2 * Image.MAX_IMAGE_PIXELS:,} pixels that are decoded"
+        raise ValueError(f"{path}: {problem} ({limit}: scale it down, or cut it into parts)") from error
+    except (OSError, ValueError, cv2.error) as error:
+        raise ValueError(f"{path}: {problem} ({_reason(error)})") from error
 
 
 def write_image(path, image):
@@ -104,13 +178,18 @@ def resize_image(image, size):
 
 def _exif_orientation(picture):
     """The tag of the EXIF block alone, as OpenCV reads it: `picture.getexif` decodes a PNG and believes XMP too."""
-    exif = Image.Exif()
+    block = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     try:
-        exif.load(picture.info.get("exif", b""))
-        orientation = exif.get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, struct.error):  # a damaged block: OpenCV reads on without it, and so must the size
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, place)
+            if tag == ExifTags.Base.Orientation:
+                return value if value in range(1, 9) else 1
+    except struct.error:  # no block, or a damaged one: OpenCV reads on without it, and so must the size
+        pass
+    return 1
 
 
 def _reason(error):

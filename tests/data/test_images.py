@@ -1,13 +1,28 @@
 import io
 import json
+import os
+import resource
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from frcnn.data.images import image_size, read_image, resize_image, resized_size, write_image
+from frcnn.data.images import (
+    decode_image,
+    image_size,
+    read_image,
+    read_picture_bytes,
+    resize_image,
+    resized_size,
+    write_image,
+)
+from tests.fuzz import pictures as fuzz
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "detection_ops_torchvision.json").read_text())
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -159,6 +174,117 @@ def test_what_is_not_a_picture_is_an_error_that_names_it(tmp_path, reader):
             reader(tmp_path / name)
     with pytest.raises(ValueError, match="cannot read the picture"):
         reader(tmp_path)
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, *more):
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more)
+
+
+BOMBS = {  # a few bytes that declare thousands of millions of pixels
+    "png": png(60000, 60000, png_chunk(b"IDAT", zlib.compress(b"\0")), png_chunk(b"IEND", b"")),
+    "gif": b"GIF89a" + struct.pack("<HH3xB4HB", 60000, 60000, 44, 0, 0, 60000, 60000, 0) + b"\2\1\0\0;",
+    "bmp": b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "jpg": b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HHB", 60000, 60000, 3) + b"\1\x11\0\2\x11\1\3\x11\1\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("reader", [read_image, image_size])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path, reader, kind):
+    (tmp_path / f"bomb.{kind}").write_bytes(BOMBS[kind])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = f"bomb.{kind}: cannot read the picture.* than the 178,956,970 pixels that are decoded: scale it down"
+    with pytest.raises(ValueError, match=message):
+        reader(tmp_path / f"bomb.{kind}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
+
+
+@pytest.mark.parametrize("length", [2**31 - 1, 2**32 - 1, 200])
+def test_a_png_chunk_longer_than_the_file_reserves_nothing(tmp_path, length):
+    """OpenCV 4.13 takes 4 GB and 7 s for the 95 bytes of the largest."""
+    path = tmp_path / "long.png"
+    path.write_bytes(png(20, 12, struct.pack(">I", length) + b"IDAT" + bytes(50)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"long.png: cannot decode the picture \(\d+ bytes; truncated"):
+        read_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_a_file_too_large_for_opencv_is_refused_unread(tmp_path, monkeypatch):
+    path = save(tmp_path / "large.png")
+    monkeypatch.setattr("frcnn.data.images._MOST_BYTES", path.stat().st_size)
+    assert read_image(path).shape == (40, 60, 3)
+    with path.open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError, match=r"large.png: cannot read the picture \(over 2 GB\)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("reader", [read_image, image_size])
+def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, reader):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in (tmp_path, tmp_path / "pipe.jpg", "/dev/zero", "/dev/stdin"):
+        with pytest.raises(ValueError, match=f"{name}: cannot read the picture.*(not a file|No such)"):
+            reader(name)
+    with pytest.raises(ValueError, match=r"cannot read the picture.*null"):
+        reader(f"{tmp_path}/a\0b.png")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of a JPEG
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"\0" * 40], ids=repr
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_broken_exif_changes_nothing(tmp_path, suffix, exif):
+    path = save(tmp_path / f"picture.{suffix}", exif=exif)
+    assert image_size(path) == read_image(path).shape[:2] == (40, 60)
+
+
+def test_a_header_that_the_decoder_contradicts_is_an_error(tmp_path, monkeypatch):
+    path = save(tmp_path / "picture.png")
+    monkeypatch.setattr("frcnn.data.images._header_size", lambda file: (60, 40))
+    with pytest.raises(
+        ValueError, match=r"picture.png: cannot trust .*header says 60x40, decoded it is 40x60: save it"
+    ):
+        read_image(path)
+
+
+def test_bytes_are_decoded_as_they_were_checked_whatever_becomes_of_the_file(tmp_path):
+    path = save(tmp_path / "picture.png")
+    data = read_picture_bytes(path)
+    path.write_bytes(BOMBS["png"])
+    np.testing.assert_array_equal(decode_image(data, path), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "side", "shape"), [("jpg", 20, (20, 30)), ("jpg", 30, (40, 60)), ("png", 5, (40, 60))]
+)
+def test_a_jpeg_for_comparison_is_decoded_small(tmp_path, suffix, side, shape):
+    path = save(tmp_path / f"picture.{suffix}")
+    grey = decode_image(path.read_bytes(), path, grey_side=side)
+    assert (grey.shape, grey.dtype) == (shape, np.uint8)
+    assert abs(grey.mean() - PIXELS.mean()) < 3
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged files
+@settings(max_examples=100)
+@given(st.binary(max_size=300), st.sampled_from([b"", *(bomb[:4] for bomb in BOMBS.values()), b"II*\0", b"RIFF"]))
+def test_random_bytes_are_a_picture_or_a_value_error(tmp_path_factory, data, start):
+    path = tmp_path_factory.getbasetemp() / "random"
+    path.write_bytes(start + data)
+    assert fuzz.check(path) in ("decoded", "header only", "refused")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged files
+def test_damaged_pictures_are_read_or_refused(tmp_path):
+    """`python -m tests.fuzz.pictures 100000` is the long version."""
+    outcomes = fuzz.run(400, 0, tmp_path)
+    assert min(outcomes.values()) > 20 and len(outcomes) == 3, outcomes
 
 
 def test_size_does_not_decode(tmp_path):
