@@ -34,8 +34,8 @@ COCO = {
     "categories": [{"id": 1, "name": "cat"}, {"id": 3, "name": "größe, 大"}],
 }
 YAML = {"path": ".", "train": ["images", "list.txt"], "val": "list.txt", "nc": 2, "names": {"0": "cat", "1": "dog"}}
-WORDS = """NaN -Infinity 1e308 -1 0 0.5 7 null true " \\ud800 [ { ] } : ; - ? | > a.png b.png,,,,, bg cat ../../.. /dev/zero
-&#0; &lt; <!DOCTYPE <object> </object> <bndbox/> *a &a !!python/none <<: %YAML images train.txt names"""
+WORDS = """NaN -Infinity 1e308 -1 0 0.5 7 null true " \\ud800 [ { ] } : ; - ? | > a.png b.png,,,,, bg cat ../..
+/dev/zero &#0; &lt; <!DOCTYPE <object> </object> <bndbox/> *a &a !!python/none <<: %YAML images train.txt names"""
 TOKENS = [*WORDS.split(), "9" * 5000, "[" * 2000, "x" * 5000, "\ufeff", "\0", "\r", "\n", "\x1b", "\u2028", ""]
 VALUES = [
     None,
