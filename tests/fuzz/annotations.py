@@ -128,6 +128,7 @@ def check(path, format):
         good, names, error = read(path, format)
         rest, rest_names, unusable = read(path, format, problems)
     assert error is None or error.replace("\n", "").isprintable(), ascii(error)
+    assert unusable is None or path.name in unusable, f"does not name the file: {unusable}"
     assert all(problem.kind and problem.message.isprintable() for problem in problems)
     errors = [problem for problem in problems if problem.severity == "error"]
     if error is not None:

@@ -138,7 +138,7 @@ def _split_by_picture(boxes, pictures, sizes):
     columns = [boxes["corners"], boxes["label"], boxes["difficult"], boxes.get("crowd", none)]
     columns = [column[order] for column in columns]
     ends = np.cumsum(np.bincount(boxes["picture"], minlength=len(pictures))).tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]  # none for no picture
     return [
         ImageRecord(path, size, *(column[start:end] for column in columns))
         for path, size, start, end in zip(pictures, sizes, starts, ends, strict=True)
