@@ -7,6 +7,7 @@ Only a ValueError may leave a reader, and within seconds. Where nothing is wrong
 
 import collections
 import copy
+import importlib
 import json
 import re
 import resource
@@ -196,6 +197,10 @@ def run_guided(format, arguments, folder):
     """Let atheris choose the bytes; it stops at the first failure and writes them to a file crash-*."""
     import atheris
 
+    for name in [name for name in sys.modules if name.startswith("frcnn.data.readers")]:
+        del sys.modules[name]
+    with atheris.instrument_imports(include=["frcnn.data.readers"]):
+        globals()["read_records"] = importlib.import_module("frcnn.data.readers").read_records
     path, (file, *_) = plant(folder, format)
     corpus = Path(folder, "corpus")
     corpus.mkdir()
@@ -206,7 +211,7 @@ def run_guided(format, arguments, folder):
         file.write_bytes(data)
         check(path, format)
 
-    atheris.Setup([sys.argv[0], *arguments, str(corpus)], atheris.instrument_func(check_bytes))
+    atheris.Setup([sys.argv[0], *arguments, str(corpus)], check_bytes)
     atheris.Fuzz()
 
 
