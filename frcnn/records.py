@@ -1,4 +1,4 @@
-"""The two plain records that everything at the edges speaks: a picture with its boxes, and what was found in one."""
+"""The plain records that everything at the edges speaks: a picture with its boxes or class, what was found in one."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -48,6 +48,28 @@ class ImageRecord:
                 f"{self.path} box {index}: ({x1:g}, {y1:g}, {x2:g}, {y2:g}) must satisfy 0 <= x1 < x2 <= {width} "
                 f"and 0 <= y1 < y2 <= {height}"
             )
+
+    @property
+    def is_portrait(self):
+        """Whether the picture is higher than wide."""
+        return self.size[0] > self.size[1]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One picture of one class.
+
+    Attributes:
+        path: where the picture lies; of an array, what messages call it ("signs.h5 train_set_x[12]").
+        label: index into the class names.
+        pixels: (H, W) or (H, W, 1, 3 or 4) uint8; None: they are read from `path` when a batch needs them.
+    """
+
+    path: str
+    label: int
+    pixels: np.ndarray = field(default=None, repr=False)
+
+    is_portrait = False  # all are brought to squares, and any may share a batch
 
 
 @dataclass(frozen=True)

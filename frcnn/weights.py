@@ -58,7 +58,7 @@ def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN
             another shape; nothing was changed then.
     """
     source = source if isinstance(source, Description) else describe(source)
-    variables = {f"{layer.name}/{weight.name}": weight for layer in _layers(model) for weight in layer.weights}
+    variables = {f"{layer.name}/{weight.name}": weight for layer in flat_layers(model) for weight in layer.weights}
     _check_network(source, model.spec if hasattr(model, "spec") else model.config.model)
     tensors, reinitialised = dict(source.tensors), ()
     if reinitialise:  # the last layer of a classifier of other classes stays as it is
@@ -111,9 +111,10 @@ def prepare(config):
     return config, source
 
 
-def _layers(model):
+def flat_layers(model):
+    """Yield the layers of a model, those of the models in it instead of these."""
     for layer in model.layers:
-        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
+        yield from flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def _download_imagenet(depth):
