@@ -5,7 +5,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from frcnn.data.batches import load_square, make_labelled_batch, split_records
+from frcnn.data.batches import load_picture, make_labelled_batch, split_records
+from frcnn.data.images import resize_image
 from frcnn.data.threads import map_in_threads
 from frcnn.inference import build_run, in_batches
 from frcnn.models.classifier import build_classifier
@@ -45,13 +46,13 @@ def train_classifier(model, records, *, validation=None, output="runs/classifier
     return fit_model(model, records, validation, output, verbose, make, monitor=monitor)
 
 
-def load_classifier(run, *, weights="best"):
+def load_classifier(run, *, weights="best", overrides=()):
     """Build the classifier of a run and load its weights; arguments and errors as in `frcnn.load_detector`.
 
     Returns:
         keras.Model as `frcnn.build_classifier` returns it.
     """
-    return build_run(run, "classifier", build_classifier, weights)[0]
+    return build_run(run, "classifier", build_classifier, weights, overrides)[0]
 
 
 def classify_stream(classifier, records):
@@ -67,7 +68,7 @@ def classify_stream(classifier, records):
 
     def load(record):
         try:
-            return load_square(record, side)
+            return resize_image(load_picture(record), (side, side))
         except ValueError as error:
             return error
 

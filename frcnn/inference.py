@@ -57,7 +57,7 @@ def build_run(run, kind, build, weights="best", overrides=()):
     file = named_weights or pickle.parent / f"{weights}.weights.h5"
     _require(file, run)
     model = build(with_overrides(config, overrides), class_names)
-    if named_weights:
+    if named_weights and kind == "detector":  # in any format; a classifier's are Keras's own
         return model, file
     try:
         with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips before it raises

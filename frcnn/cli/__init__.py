@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a detector on annotated pictures",
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",
+    "classify": "train, score and use a classifier of whole pictures",
     "inspect": "show the effective config",
 }
 

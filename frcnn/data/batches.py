@@ -121,14 +121,9 @@ def make_batch(records, config, seed, epoch, step, *, batch_size=None, augment=T
     return {**_pad(pictures), "sampling_seeds": sampling_seeds}
 
 
-def load_square(record, side):
-    """The picture of a `LabelledImage` as (side, side, 3) uint8 RGB, whatever its proportions were.
-
-    Raises:
-        ValueError: it is missing or broken; names the file.
-    """
-    pixels = read_image(record.path) if record.pixels is None else as_rgb(record.pixels)
-    return resize_image(pixels, (side, side))
+def load_picture(record):
+    """The picture of a `LabelledImage` as (H, W, 3) uint8 RGB; ValueError, naming the file, if it cannot be read."""
+    return read_image(record.path) if record.pixels is None else as_rgb(record.pixels)
 
 
 def make_labelled_batch(records, config, seed, epoch, step, *, augment=True, shuffle=True, plan=None):
@@ -149,7 +144,8 @@ def make_labelled_batch(records, config, seed, epoch, step, *, augment=True, shu
     indices = _batch_indices(records, config, seed, epoch, step, None, shuffle, plan)
     indices = indices if shuffle else indices[: len(records) - step * len(indices)]
     generator = np.random.default_rng([seed, epoch, step])
-    images = [load_square(records[index], config.data.im_size) for index in indices]
+    size = (config.data.im_size, config.data.im_size)  # whatever the proportions were
+    images = [resize_image(load_picture(records[index]), size) for index in indices]
     if augment:
         images = [_augment_square(image, config.data, generator) for image in images]
     return np.stack(images), np.array([records[index].label for index in indices], np.int32)
