@@ -97,8 +97,9 @@ def load_whole_model(path, class_names, config):
     try:
         network = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # anything may be wrong with a config of another Keras, and Keras raises anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path}: Keras {keras.__version__} cannot load this model ({str(error).splitlines()[0]:.200}); where it "
+            f"{path}: Keras {keras.__version__} cannot load this model ({reason:.200}); where it "
             "holds a ResNet's weights, model.weights=FILE takes these"
         ) from error
     inputs, outputs = network.input_shape, network.output_shape

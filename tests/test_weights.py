@@ -276,7 +276,7 @@ def test_the_layouts_of_a_network_of_style_v2(name, tmp_path):
 def test_a_network_of_style_v2_fits_no_detector(tmp_path):
     np.savez(tmp_path / "v2.npz", **resnet_50_v2()[1])
     config = tiny_config("model.depth=50", "model.norm=auto", f"model.weights={tmp_path / 'v2.npz'}")
-    with pytest.raises(ValueError, match=r"v2.npz .*: no detector is built on a ResNet of style v2: take weights of"):
+    with pytest.raises(ValueError, match=r"v2.npz .*: no config describes a ResNet of style v2: take weights of"):
         prepare(config)
 
 
@@ -314,7 +314,7 @@ def test_the_last_layer_of_other_classes_is_refused_or_left():
 def test_the_top_of_2016_and_of_the_tutorials_is_the_last_layer(tmp_path):
     network = ResNet50((64, 64, 3), 6)
     network.save_weights(tmp_path / "x.weights.h5")
-    model = build_resnet(ResNetSpec(50, conventions=CONVENTIONS["keras2016"]), (64, 64, 3), 6)
+    model = build_resnet(ResNetSpec(50, conventions=CONVENTIONS["tutorial"]), (64, 64, 3), 6)
     report = load_weights(model, tmp_path / "x.weights.h5")
     assert (len(report.loaded), report.missing, report.unexpected) == (320, (), ())
     # Before the last pooling both have 2x2 cells: one average of them all.

@@ -62,7 +62,7 @@ def _detect(arguments):
     from frcnn.config import load_run_config
 
     place = find_run(arguments.run)
-    _, class_names = load_run_config(place)
+    _, class_names = load_run_config(place, "detector")
     records = _read_records(arguments, class_names)
 
     from frcnn.inference import detect, load_detector

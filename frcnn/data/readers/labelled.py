@@ -154,7 +154,7 @@ def _read_hdf5(path):
 
 def _read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file if re.fullmatch(r"[xy](_train|_val|_test)?", name)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged, or holds objects instead of numbers ({error})") from error
