@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frcnn.data.images import image_size, read_image, resize_image, resized_size, write_image
+from frcnn.data.images import as_rgb, image_size, read_image, resize_image, resized_size, write_image
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "detection_ops_torchvision.json").read_text())
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -205,3 +205,11 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"{name}: the picture cannot be written"):
         write_image(tmp_path / name, PIXELS)
+
+
+def test_every_kind_of_array_becomes_rgb():
+    grey = PIXELS[..., 0]
+    for pixels in (grey, grey[..., None], np.dstack([grey] * 3)):
+        assert np.array_equal(as_rgb(pixels), np.dstack([grey] * 3))
+    found = as_rgb(np.dstack([PIXELS, grey]))
+    assert np.array_equal(found, PIXELS) and found.flags.c_contiguous
