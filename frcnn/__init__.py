@@ -14,6 +14,7 @@ _HOME = {
     "ImageRecord": "records",
     "ResNet50": "models.classifier",
     "ResNetSpec": "models.resnet",
+    "build_classifier": "models.classifier",
     "build_detector": "models.detector",
     "build_resnet": "models.classifier",
     "convolutional_block": "models.classifier",

@@ -182,8 +182,9 @@ def training_data(make_generator, example):
     Keras's own TensorFlow adapter fixes picture sizes from the first two batches.
 
     Args:
-        make_generator: function without arguments that returns a generator of `(batch,)`, batch a dict of arrays.
-        example: one such batch; every dimension may vary in later ones but a last one of 2, 3 or 4.
+        make_generator: function without arguments that returns a generator of `(batch,)`, batch a dict of arrays, or of
+            tuples of arrays.
+        example: one such dict or tuple; every dimension may vary in later ones but a last one of 2, 3 or 4.
     """
     if not is_tensorflow():
         return (batch for batch in make_generator())  # `fit` takes a true generator, no other iterator
@@ -193,7 +194,7 @@ def training_data(make_generator, example):
         fixed = array.ndim > 1 and array.shape[-1] in (2, 3, 4)  # sizes, channels, box corners
         return tf.TensorSpec([None] * (array.ndim - fixed) + [array.shape[-1]] * fixed, array.dtype)
 
-    signature = ({name: spec(array) for name, array in example.items()},)
+    signature = keras.tree.map_structure(spec, example if isinstance(example, tuple) else (example,))
     # No prefetch: the batches are made ahead already, and the wait for them is measured where they are drawn.
     return tf.data.Dataset.from_generator(make_generator, output_signature=signature)
 

@@ -17,6 +17,7 @@ from frcnn.files import replacing
 from frcnn.legacy import OldConfig, read_pickle, translate
 
 Positive = Annotated[float, Field(gt=0)]
+KINDS = {"detector": "frcnn detect", "classifier": "frcnn classify predict"}  # models, and the commands that run them
 MOST_ERRORS = 5  # of a wrong config are printed; one mistake often causes several
 
 
@@ -31,8 +32,10 @@ def _field(default, meaning, **limits):
 class DataConfig(_Section):
     """How pictures become batches."""
 
-    im_size: int = _field(600, "shorter side of the resized picture, pixels (Ren et al. 2015)", ge=32)
-    max_size: int = _field(1000, "limit of the longer side, pixels (Ren et al. 2015)", ge=32)
+    im_size: int = _field(
+        600, "shorter side of the resized picture, of a classifier's both, pixels (Ren et al. 2015)", ge=28
+    )
+    max_size: int = _field(1000, "limit of the longer side, pixels (Ren et al. 2015)", ge=28)
     val_fraction: float = _field(0.1, "share of the pictures held out when no validation file is given", ge=0, lt=1)
     horizontal_flip: bool = _field(True, "mirror left-right with probability 0.5")
     vertical_flip: bool = _field(False, "mirror top-bottom with probability 0.5")
@@ -53,7 +56,7 @@ class ModelConfig(_Section):
 
     depth: Literal[18, 34, 50, 101, 152] = _field(50, "ResNet depth (He et al. 2015, table 1)")
     weights: str = _field("none", "initial weights: none, imagenet, or a file (Keras, torchvision, keras-frcnn, a run)")
-    conventions: Literal["auto", "frcnn", "torchvision", "keras", "keras2016", "keras_frcnn"] = _field(
+    conventions: Literal["auto", "frcnn", "torchvision", "keras", "keras2016", "keras_frcnn", "tutorial"] = _field(
         "auto", "style, epsilon, bias, pooling and preprocessing of the network; auto: what the weights need, or frcnn"
     )
     trainable_stages: int = _field(3, "with initial weights, train this many last stages (torchvision)", ge=1, le=5)
@@ -114,13 +117,14 @@ class DetectConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """Optimisation: momentum SGD with warm-up, coupled weight decay and global clipping."""
+    """Optimisation: momentum SGD or Adam with warm-up, weight decay and global clipping."""
 
     epochs: int = _field(20, "passes over the training pictures", ge=1)
     batch_size: int = _field(2, "pictures in a step", ge=1)
+    optimizer: Literal["sgd", "adam"] = _field("sgd", "momentum SGD, or Adam with decoupled weight decay (AdamW)")
     learning_rate: float = _field(0.005, "peak learning rate", gt=0)
-    momentum: float = _field(0.9, "SGD momentum", ge=0, lt=1)
-    weight_decay: float = _field(1e-4, "added to a kernel's gradient as decay x kernel", ge=0)
+    momentum: float = _field(0.9, "SGD momentum; Adam's beta 1", ge=0, lt=1)
+    weight_decay: float = _field(1e-4, "of kernels; sgd: added to the gradient as decay x kernel", ge=0)
     clip_norm: float = _field(10.0, "gradients are scaled to at most this global norm", gt=0)
     warmup_steps: int = _field(200, "steps over which the learning rate rises from 0", ge=0)
     schedule: Literal["cosine", "step"] = _field(
@@ -129,8 +133,18 @@ class TrainConfig(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = _field(
         "auto", "auto: bfloat16 where the processor multiplies it natively, else float32"
     )
-    patience: int = _field(0, "stop after this many epochs without a better validation mAP; 0: never", ge=0)
+    patience: int = _field(0, "stop after this many epochs without a better validation score; 0: never", ge=0)
     seed: int = _field(0, "of the split, the batches, the augmentation, the sampling and the initial weights", ge=0)
+
+
+class ClassifyConfig(_Section):
+    """What only `frcnn classify` has; data, model and train hold for it too."""
+
+    label_smoothing: float = _field(0.0, "share of a label that goes to all classes (Szegedy et al. 2016)", ge=0, lt=1)
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] | None = _field(
+        None, "basic blocks of each stage from the second on, instead of model.depth", min_length=1, max_length=4
+    )
+    residual: bool = _field(True, "whether blocks have shortcuts; without: the plain network of He et al. 2015")
 
 
 class Config(_Section):
@@ -142,6 +156,7 @@ class Config(_Section):
     roi: RoIConfig = RoIConfig()
     detect: DetectConfig = DetectConfig()
     train: TrainConfig = TrainConfig()
+    classify: ClassifyConfig = ClassifyConfig()
 
 
 def load_config(path=None, overrides=()) -> Config:
@@ -172,24 +187,25 @@ def with_overrides(config, overrides) -> Config:
     return _load(config.model_dump(mode="json"), overrides, "config")
 
 
-def save_config(config, folder, class_names):
+def save_config(config, folder, class_names, kind="detector"):
     """Write config.yaml (for people, each field with its meaning) and config.pickle into `folder`, each atomically.
 
     Args:
         config: a Config.
         folder: where to write; made when missing.
         class_names: K strings, in the order of the labels.
+        kind: of the model, a key of `KINDS`.
     """
     with replacing(Path(folder, "config.yaml")) as file:
         file.write(_to_yaml(config))
-    save_pickle(config, Path(folder, "config.pickle"), class_names)
+    save_pickle(config, Path(folder, "config.pickle"), class_names, kind=kind)
 
 
-def save_pickle(config, path, class_names, weights=None):
-    """Write a config as a pickle (protocol 2) of {"config": {...}, "class_names": [...], "weights": "path" or None}.
+def save_pickle(config, path, class_names, weights=None, kind="detector"):
+    """Write {"config": {...}, "class_names": [...], "weights": path or None, "kind": kind} as a pickle (protocol 2).
 
     Args:
-        config, class_names: as in `save_config`.
+        config, class_names, kind: as in `save_config`.
         path: the file.
         weights: the weights that go with it, named by their place beside the pickle or else absolutely; None: those of
             the run folder that the pickle lies in.
@@ -198,27 +214,29 @@ def save_pickle(config, path, class_names, weights=None):
         weights = Path(weights).absolute()
         weights = weights.name if weights.parent == Path(path).absolute().parent else str(weights)
     names = [str(name) for name in class_names]
+    plain = {"config": config.model_dump(mode="json"), "class_names": names, "weights": weights, "kind": kind}
     with replacing(path, binary=True) as file:
-        pickle.dump({"config": config.model_dump(mode="json"), "class_names": names, "weights": weights}, file, 2)
+        pickle.dump(plain, file, 2)
 
 
-def load_run_config(path) -> tuple[Config, tuple[str, ...]]:
-    """The config and the class names of a run; argument and errors as in `load_pickle`."""
-    return load_pickle(path)[:2]
+def load_run_config(path, kind=None) -> tuple[Config, tuple[str, ...]]:
+    """The config and the class names of a run; arguments and errors as in `load_pickle`."""
+    return load_pickle(path, kind)[:2]
 
 
-def load_pickle(path) -> tuple[Config, tuple[str, ...], Path | None]:
+def load_pickle(path, kind=None) -> tuple[Config, tuple[str, ...], Path | None]:
     """Read a config.pickle, ours or keras-frcnn's, without executing anything that stands in it.
 
     Args:
         path: the pickle, or the run folder that holds config.pickle.
+        kind: of the model that is wanted, a key of `KINDS`; None: any.
 
     Returns:
         (Config, class names in the order of the labels, the weights file that the pickle names or None). Relative
         names count from the pickle's folder; keras-frcnn's are also looked for in the working directory.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds anything but the plain values of a config.
+        ValueError: the file is missing, damaged, of the other kind, or holds anything but the plain values of a config.
     """
     path = Path(path)
     path = path / "config.pickle" if path.is_dir() else path
@@ -228,6 +246,9 @@ def load_pickle(path) -> tuple[Config, tuple[str, ...], Path | None]:
         plain, places = translate(plain, path), (path.parent, Path())
     if not isinstance(plain, dict) or not isinstance(plain.get("config"), dict):
         raise ValueError(f'{path}: expected {{"config": {{...}}, "class_names": [...]}}, as save_config writes it')
+    found = "classifier" if plain.get("kind") == "classifier" else "detector"
+    if kind not in (None, found):
+        raise ValueError(f"{path} is of a {found}, not of a {kind}: {KINDS[found]} takes it")
     class_names, weights = plain.get("class_names"), plain.get("weights")
     if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
         raise ValueError(f"{path}: class_names ({class_names!r:.80}) must be a list of strings")

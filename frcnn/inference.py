@@ -30,17 +30,35 @@ def load_detector(run, *, weights="best", overrides=()):
         `frcnn.weights.Report` of weights that a config.pickle names, or None.
 
     Raises:
-        ValueError: the folder holds no run, or weights that do not fit its config.
+        ValueError: the folder holds no run of a detector, or weights that do not fit its config.
+    """
+    model, named_weights = build_run(run, "detector", build_detector, weights, overrides)
+    if named_weights:
+        return _load_named(model, named_weights)
+    detector = detection_model(model)
+    detector.weights_report = None
+    return detector
+
+
+def build_run(run, kind, build, weights="best", overrides=()):
+    """Build the model of a run and load its weights; arguments and errors as in `load_detector`.
+
+    Args:
+        kind: "detector" or "classifier".
+        build: function of (config, class names) that builds it.
+
+    Returns:
+        (model, None), or (model without its weights, the file of weights that its config.pickle names).
     """
     run = Path(run)
     pickle = run if run.is_file() else run / "config.pickle"
     _require(pickle, run)
-    config, class_names, named_weights = load_pickle(pickle)
+    config, class_names, named_weights = load_pickle(pickle, kind)
     file = named_weights or pickle.parent / f"{weights}.weights.h5"
     _require(file, run)
-    model = build_detector(with_overrides(config, overrides), class_names)
-    if named_weights:
-        return _load_named(model, file)
+    model = build(with_overrides(config, overrides), class_names)
+    if named_weights and kind == "detector":  # in any format; a classifier's are Keras's own
+        return model, file
     try:
         with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips before it raises
             model.load_weights(file)
@@ -50,9 +68,7 @@ def load_detector(run, *, weights="best", overrides=()):
             f"{file} is damaged or does not fit the config.pickle beside it ({classes}, ResNet-{config.model.depth}): "
             "take both files from one training run, without overrides of model.*, or train again"
         ) from error
-    detector = detection_model(model)
-    detector.weights_report = None
-    return detector
+    return model, None
 
 
 def _require(file, run):
@@ -113,16 +129,27 @@ def detect_stream(detector, images, *, batch_size=None):
         images: iterable of paths or (H, W, 3) uint8 RGB arrays.
     """
     data, batch_size = detector.config.data, batch_size or detector.config.detect.batch_size
-    batch, waiting = [], []
     prepared = map_in_threads(lambda image: _prepare(image, data), images, data.workers, 2 * batch_size)
-    for item in prepared:
+    yield from in_batches(prepared, batch_size, lambda batch: _detect_batch(detector, batch, batch_size))
+
+
+def in_batches(items, batch_size, run):
+    """Yield, in the order of the items, each exception among them as it is, and the result of each other.
+
+    Args:
+        items: iterable.
+        batch_size: items that `run` gets at once; the last batch may be smaller.
+        run: function of a list of items that yields as many results.
+    """
+    batch, waiting = [], []
+    for item in items:
         waiting.append(item)
         if not isinstance(item, Exception):
             batch.append(item)
         if len(batch) == batch_size:
-            yield from _finish(detector, batch, waiting, batch_size)
+            yield from _between(waiting, run(batch))
             batch, waiting = [], []
-    yield from _finish(detector, batch, waiting, batch_size)
+    yield from _between(waiting, run(batch) if batch else ())
 
 
 def fingerprint(detector):
@@ -150,9 +177,9 @@ def _checked_array(image):
     return image
 
 
-def _finish(detector, batch, waiting, batch_size):
-    """Run the detector on `batch` and yield its results between the errors of `waiting`, in order."""
-    results = iter(_detect_batch(detector, batch, batch_size)) if batch else iter(())
+def _between(waiting, results):
+    """The results, and between them the errors of `waiting`, in order."""
+    results = iter(results)
     for item in waiting:
         yield item if isinstance(item, Exception) else next(results)
 

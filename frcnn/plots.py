@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 
 _MOST_CURVES = 20  # that a legend names
+_SCORES = {"val_map": "mAP", "val_accuracy": "accuracy"}
 _LOSSES = ("loss", "rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 
 
 def plot_history(history, path):
-    """Plot the losses of a training run, and its validation mAP where there is one, into a PNG file.
+    """Plot the losses of a training run, and its validation score where there is one, into a PNG file.
 
     Args:
         history: path of a CSV file, or a DataFrame, with a row per epoch: `epoch` from 0, `loss` and the four losses
-            it is the sum of, the same with `val_` before them (drawn dashed), `val_map`. What is missing is left out.
+            it is the sum of, the same with `val_` before them (drawn dashed), `val_map`; of a classifier `accuracy` and
+            `val_accuracy`. What is missing is left out.
         path: PNG file to write; missing folders are made.
 
     Returns:
@@ -32,12 +34,12 @@ def plot_history(history, path):
         where = "history" if isinstance(history, pd.DataFrame) else os.fspath(history)
         raise ValueError(f"{where} has the columns {list(table)}: it needs epoch and one of {', '.join(_LOSSES)}")
     table = table.assign(epoch=table["epoch"] + 1)  # Keras counts from 0 in its files and from 1 in what it prints
-    has_map = "val_map" in table and table["val_map"].notna().any()
-    figure = Figure(figsize=(12 if has_map else 7, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2 if has_map else 1, squeeze=False)[0]
+    score = next((name for name in _SCORES if name in table and table[name].notna().any()), None)
+    figure = Figure(figsize=(12 if score else 7, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2 if score else 1, squeeze=False)[0]
     _plot_losses(axes[0], table)
-    if has_map:
-        _plot_map(axes[1], table)
+    if score:
+        _plot_score(axes[1], table, score)
     return _save(figure, path)
 
 
@@ -84,7 +86,7 @@ def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
     """Plot the counts of `frcnn.evaluation.confusion_matrix` into a PNG file, coloured by their share of the row.
 
     Args:
-        matrix: (K + 1, K + 1) int; zeros stay empty.
+        matrix: (K + 1, K + 1) int, or (K, K) of a classifier, without background and missed; zeros stay empty.
         class_names: K strings.
         path: PNG file to write; missing folders are made.
         title: the first line; a second says what the colour means.
@@ -105,14 +107,19 @@ def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
         colour = "white" if shares[row, column] > 0.6 else "black"
         style = {"color": colour, "fontsize": font_size, "ha": "center", "va": "center", "in_layout": False}
         axes.text(column, row, str(matrix[row, column]), **style)
+    names = [_short(name) for name in class_names]
+    has_background = count > len(names)
     for edge in np.arange(count) - 0.5:
-        colour = "black" if edge == count - 1.5 else "0.9"
+        colour = "black" if has_background and edge == count - 1.5 else "0.9"
         axes.axhline(edge, color=colour, linewidth=0.8)
         axes.axvline(edge, color=colour, linewidth=0.8)
-    names = [_short(name) for name in class_names]
-    axes.set_xticks(range(count), [*names, "missed"], rotation=90, fontsize=font_size)
-    axes.set_yticks(range(count), [*names, "background"], fontsize=font_size)
-    axes.set(xlabel="detected as", ylabel="true class", title=f"{title}\ncolour: share of the row")
+    axes.set_xticks(range(count), [*names, *["missed"] * has_background], rotation=90, fontsize=font_size)
+    axes.set_yticks(range(count), [*names, *["background"] * has_background], fontsize=font_size)
+    axes.set(
+        xlabel="detected as" if has_background else "predicted class",
+        ylabel="true class",
+        title=f"{title}\ncolour: share of the row",
+    )
     return _save(figure, path)
 
 
@@ -139,13 +146,15 @@ def _plot_losses(axes, table):
     axes.legend(fontsize="small", ncols=2 if any(name.startswith("val_") for name in table) else 1)
 
 
-def _plot_map(axes, table):
-    _plot_column(axes, table, "val_map", color="C0", linewidth=2.0)
-    best = table.loc[table["val_map"].idxmax()]
-    axes.set(
-        title=f"Validation mAP, best {best['val_map']:.3f} in epoch {best['epoch']:g}", xlabel="epoch", ylabel="mAP"
-    )
-    axes.set_ylim(0, 1)
+def _plot_score(axes, table, score):
+    _plot_column(axes, table, score, color="C0", linewidth=2.0)
+    if "accuracy" in table:
+        _plot_column(axes, table, "accuracy", color="0.6", linewidth=1.4)
+        axes.legend(fontsize="small", loc="lower right")
+    best, name = table.loc[table[score].idxmax()], _SCORES[score]
+    title = f"Validation {name}, best {best[score]:.3f} in epoch {best['epoch']:g}"
+    axes.set(title=title, xlabel="epoch", ylabel=name)
+    axes.set_ylim(0, 1.01)
 
 
 def _plot_column(axes, table, column, **style):

@@ -1,4 +1,4 @@
-"""The two plain records that everything at the edges speaks: a picture with its boxes, and what was found in one."""
+"""The plain records that everything at the edges speaks: a picture with its boxes or class, what was found in one."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -53,6 +53,28 @@ class ImageRecord:
         """The record without its crowd boxes, as it is trained on."""
         arrays = {name: getattr(self, name)[~self.crowd] for name in ("boxes", "labels", "difficult", "crowd")}
         return replace(self, **arrays) if self.crowd.any() else self
+
+    @property
+    def is_portrait(self):
+        """Whether the picture is higher than wide."""
+        return self.size[0] > self.size[1]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One picture of one class.
+
+    Attributes:
+        path: where the picture lies; of an array, what messages call it ("signs.h5 train_set_x[12]").
+        label: index into the class names.
+        pixels: (H, W) or (H, W, 1, 3 or 4) uint8; None: they are read from `path` when a batch needs them.
+    """
+
+    path: str
+    label: int
+    pixels: np.ndarray = field(default=None, repr=False)
+
+    is_portrait = False  # all are brought to squares, and any may share a batch
 
 
 @dataclass(frozen=True)

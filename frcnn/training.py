@@ -1,6 +1,7 @@
 """Training: what `train_frcnn.py` calls. Stock `compile` and `fit`; the run folder; what is said after each epoch."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import platform
@@ -20,7 +21,7 @@ from frcnn.inference import detect
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.models.resnet import ConvNorm
 from frcnn.plots import plot_history
-from frcnn.weights import load_weights, prepare
+from frcnn.weights import flat_layers, load_weights, prepare
 
 STAGES = 5
 
@@ -60,25 +61,26 @@ def refuse_finished(output):
         raise ValueError(f"{output} holds a run already: choose another output folder, or delete it")
 
 
-def build_model(config, class_names):
+def build_model(config, class_names, build=build_detector):
     """Build the training model with the initial weights that `config.model.weights` asks for.
 
     Args:
         config: `frcnn.Config`.
         class_names: K strings.
+        build: `build_detector` or `build_classifier`.
 
     Returns:
-        `FasterRCNN`. Its `config` no longer says "auto" for `model.conventions` and `model.norm`; its `weights_report`
-        is a `frcnn.weights.Report`, or None where it starts from random weights. With initial weights only the last
-        `model.trainable_stages` of the ResNet's five stages are trainable.
+        What `build` does. Its `config` no longer says "auto" for `model.conventions` and `model.norm`; its
+        `weights_report` is a `frcnn.weights.Report`, or None where it starts from random weights. With initial weights
+        only the last `model.trainable_stages` of the ResNet's five stages are trainable.
 
     Raises:
         ValueError: the weights cannot be read or are for another network.
     """
     config, source = prepare(config)
-    model = build_detector(config, class_names)
+    model = build(config, class_names)
     model.weights_report = source and load_weights(model, source, reinitialise=True)
-    for layer in model.get_layer("backbone").layers if source else ():
+    for layer in flat_layers(model) if source else ():
         if isinstance(layer, ConvNorm):
             stage = int(layer.name[3]) if layer.name.startswith("res") else 1
             layer.trainable = stage > STAGES - config.model.trainable_stages
@@ -92,23 +94,49 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
     records = [record.without_crowds() for record in records]  # they are no objects: torchvision, Detectron2
-    steps = len(plan_epoch(records, config.train.batch_size, config.train.seed, 0))
-    model.compile(optimizer=build_optimizer(config.train, steps * config.train.epochs))
-    _write_run_files(output, model, records, validation)
-    batches = TimedBatches(training_batches(records, config, config.train.seed))
-    validation_batches = TimedBatches(_same_batches_forever(validation, config))
+    compile_model(model, records)
+    write_run_files(output, model)
+    write_annotations(output / "train.txt", records, model.class_names)
+    write_annotations(output / "validation.txt", validation, model.class_names)
+    score = {"monitor": "val_map", "mean_ap": _mean_ap_of(validation)} if validation else {}
+    return fit_model(model, records, validation, output, verbose, make_batch, **score)
+
+
+def compile_model(model, records, **settings):
+    """Compile a model whose `config` says how it is trained, with further settings of Keras's `compile`."""
+    train = model.config.train
+    steps = len(plan_epoch(records, train.batch_size, train.seed, 0))
+    model.compile(optimizer=build_optimizer(train, steps * train.epochs), **settings)
+
+
+def fit_model(model, records, validation, output, verbose, make, **score):
+    """Train a compiled model on the batches of `training_batches`.
+
+    Args:
+        model: with a `config`.
+        records, validation: lists of records; validation may be empty.
+        output, verbose: as in `train`.
+        make: makes a batch, see `training_batches`.
+        score: see `build_callbacks`.
+
+    Returns:
+        keras.callbacks.History.
+    """
+    config = model.config
+    batches = TimedBatches(training_batches(records, config, config.train.seed, make=make))
+    validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
     validation_settings = {}
     with _closing(batches, validation_batches):
         if validation:
             validation_settings = {
-                "validation_data": _as_fit_data(validation_batches, validation, config),
+                "validation_data": _as_fit_data(validation_batches, validation, config, make),
                 "validation_steps": len(plan_epoch(validation, config.train.batch_size, config.train.seed, 0)),
             }
         return model.fit(
-            _as_fit_data(batches, records, config),
+            _as_fit_data(batches, records, config, make),
             epochs=config.train.epochs,
-            steps_per_epoch=steps,
-            callbacks=build_callbacks(output, config, records, validation, batches),
+            steps_per_epoch=len(plan_epoch(records, config.train.batch_size, config.train.seed, 0)),
+            callbacks=build_callbacks(output, config, records, batches, **score),
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled
             **validation_settings,
@@ -161,14 +189,15 @@ class TimedBatches:
             self._batches.close()
 
 
-def _same_batches_forever(records, config):
+def _same_batches_forever(records, config, make):
     """The validation batches of epoch 0 again and again: not augmented, sampled with a fixed seed."""
+    settings = {"epochs": 1, "augment": False, "shuffle": False, "make": make}
     while True:
-        yield from training_batches(records, config, config.train.seed, epochs=1, augment=False, shuffle=False)
+        yield from training_batches(records, config, config.train.seed, **settings)
 
 
-def _as_fit_data(batches, records, config):
-    example = make_batch(records, config, config.train.seed, 0, 0)
+def _as_fit_data(batches, records, config, make):
+    example = make(records, config, config.train.seed, 0, 0)
     return backend.training_data(lambda: batches, example)
 
 
@@ -230,7 +259,7 @@ class CoupledSGD(keras.optimizers.SGD):
 
 
 def build_optimizer(settings, total_steps):
-    """Momentum SGD with warm-up, decay, coupled weight decay and global clipping.
+    """Momentum SGD or AdamW with warm-up, decay, weight decay of kernels and global clipping.
 
     Args:
         settings: `TrainConfig`.
@@ -238,21 +267,26 @@ def build_optimizer(settings, total_steps):
     """
     warmup = min(settings.warmup_steps, total_steps // 4)  # a short run must not end before its warm-up does
     schedule = WarmupDecay(settings.learning_rate, warmup, total_steps, settings.schedule)
-    return CoupledSGD(
-        schedule, settings.momentum, kernel_decay=settings.weight_decay, global_clipnorm=settings.clip_norm
-    )
+    decay, clip = settings.weight_decay, {"global_clipnorm": settings.clip_norm}
+    if settings.optimizer == "sgd":
+        return CoupledSGD(schedule, settings.momentum, kernel_decay=decay, **clip)
+    adam = keras.optimizers.AdamW(schedule, weight_decay=decay, beta_1=settings.momentum, **clip)
+    adam.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return adam
 
 
 # --------------------------------------------------------------------------------------------------- callbacks
 
 
 class EpochReport(keras.callbacks.Callback):
-    """Adds `val_map`, `pictures_per_second` and `data_wait` to the logs; must stand before whatever writes them."""
+    """Adds `pictures_per_second`, `data_wait` and, where `mean_ap` measures it, `val_map` to the logs.
 
-    def __init__(self, config, validation, batches):
+    Must stand before whatever writes them.
+    """
+
+    def __init__(self, batch_size, batches, mean_ap=None):
         super().__init__()
-        self.config, self.validation, self.batches = config, validation, batches
-        self._detector = None
+        self.batch_size, self.batches, self.mean_ap = batch_size, batches, mean_ap
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start, self._waited, self._steps = time.perf_counter(), self.batches.seconds, 0
@@ -264,15 +298,21 @@ class EpochReport(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         elapsed = max(self._end - self._start, 1e-9)
-        logs["pictures_per_second"] = self._steps * self.config.train.batch_size / elapsed
+        logs["pictures_per_second"] = self._steps * self.batch_size / elapsed
         logs["data_wait"] = self._share
-        if self.validation:
-            logs["val_map"] = self._mean_ap()
+        if self.mean_ap:
+            logs["val_map"] = self.mean_ap(self.model)
 
-    def _mean_ap(self):
-        self._detector = self._detector or detection_model(self.model)
-        found = detect(self._detector, [record.path for record in self.validation])
-        return evaluate(self.validation, found, self.model.class_names, metric="voc12").mean_ap
+
+def _mean_ap_of(validation):
+    """A function of the training model: its mAP on these records."""
+    twin = functools.cache(detection_model)  # JAX would compile each new one
+
+    def mean_ap(model):
+        found = detect(twin(model), [record.path for record in validation])
+        return evaluate(validation, found, model.class_names, metric="voc12").mean_ap
+
+    return mean_ap
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -305,23 +345,25 @@ class PlotCurves(keras.callbacks.Callback):
         plot_history(self.output / "history.csv", self.output / "curves.png")
 
 
-def build_callbacks(output, config, records, validation, batches):
+def build_callbacks(output, config, records, batches, monitor="loss", mean_ap=None):
     """Everything that watches a run, in the order in which it must be called.
 
     Args:
         output: the run folder, a Path.
-        config, records, validation: as in `train`.
+        config, records: as in `train`.
         batches: the `TimedBatches` that training draws from.
+        monitor: what decides which weights are the best: "loss", the lowest, or the name of a score, the highest.
+        mean_ap: function of the model that gives its validation mAP, or None.
     """
 
     def files_of(epoch, step):
         return batch_files(records, config, config.train.seed, epoch, step)
 
-    monitor = {"monitor": "val_map", "mode": "max"} if validation else {"monitor": "loss", "mode": "min"}
+    monitor = {"monitor": monitor, "mode": "min" if monitor == "loss" else "max"}
     save = {"save_weights_only": True, "verbose": 0}
     callbacks = [
         StopOnNonFinite(files_of),
-        EpochReport(config, validation, batches),
+        EpochReport(config.train.batch_size, batches, mean_ap),
         keras.callbacks.CSVLogger(str(output / "history.csv")),
         PlotCurves(output),
         keras.callbacks.ModelCheckpoint(str(output / "last.weights.h5"), **save),
@@ -337,12 +379,11 @@ def build_callbacks(output, config, records, validation, batches):
 # -------------------------------------------------------------------------------------------------- run folder
 
 
-def _write_run_files(output, model, records, validation):
+def write_run_files(output, model, kind="detector"):
+    """Write into a run folder, before training, the config and the environment of its model; see `save_config`."""
     output.mkdir(parents=True, exist_ok=True)
-    write_annotations(output / "train.txt", records, model.class_names)
-    write_annotations(output / "validation.txt", validation, model.class_names)
     (output / "environment.json").write_text(json.dumps(_environment(model), indent=2) + "\n")
-    save_config(model.config, output, model.class_names)
+    save_config(model.config, output, model.class_names, kind)
 
 
 def _environment(model):
@@ -351,7 +392,7 @@ def _environment(model):
     packages = ("frcnn", "keras", keras.backend.backend(), "numpy", "opencv-python-headless")
     return {
         "seed": model.config.train.seed,
-        "initial_weights": str(model.weights_report or "random").splitlines(),
+        "initial_weights": str(getattr(model, "weights_report", None) or "random").splitlines(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": backend.device_name(),

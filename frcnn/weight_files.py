@@ -27,12 +27,12 @@ class Description:
 
     Attributes:
         source: its path, or "mapping".
-        kind: "frcnn", "torchvision", "keras" (keras.applications today), "keras_v2" (its ResNetV2), "keras2016" or
-            "keras_frcnn".
+        kind: "frcnn", "torchvision", "keras" (keras.applications today), "keras_v2" (its ResNetV2), "keras2016",
+            "keras_frcnn" or "tutorial".
         depth: of its ResNet.
         conventions: a key of `frcnn.models.resnet.CONVENTIONS`; None: weights of ours without their config.pickle.
         norm: "frozen" where it has stored statistics, else "group".
-        num_classes: K of a detector; None: a backbone only.
+        num_classes: K of a detector; None: a backbone only, or a classifier.
         class_names: K strings, or None where unknown.
         tensors: {our name: array as stored, convolutions (height, width, in, out)}.
         unexpected: its names that have none of ours.
@@ -51,6 +51,8 @@ class Description:
     def __str__(self):
         names = "" if self.class_names else ", names unknown"
         what = "backbone" if self.num_classes is None else f"detector of {self.num_classes} classes{names}"
+        if self.num_classes is None and self.class_names:
+            what = f"classifier of {len(self.class_names)} classes"
         return f"{self.source} ({self.kind}, ResNet-{self.depth} {what})"
 
 
@@ -150,7 +152,9 @@ def _kind_of(names):
     if "res2a_branch2a/gamma" in names:
         return "frcnn"
     if "res2a_branch2a" in layers:
-        return "keras_frcnn" if "rpn_out_class" in layers else "keras2016"
+        # ImageNet's networks end in fc1000; the tutorials divide by 255 and number their last layer by their classes.
+        is_tutorial = any(re.fullmatch(r"fc\d+", layer) and layer != "fc1000" for layer in layers)
+        return "keras_frcnn" if "rpn_out_class" in layers else "tutorial" if is_tutorial else "keras2016"
     some = f" ({listed(names)})" if names else ""
     raise ValueError(
         f"none of its {len(names)} names{some} is of a ResNet of keras.applications, torchvision, keras-frcnn or ours"

@@ -58,12 +58,13 @@ def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN
             another shape; nothing was changed then.
     """
     source = source if isinstance(source, Description) else describe(source)
-    variables = {f"{layer.name}/{weight.name}": weight for layer in _layers(model) for weight in layer.weights}
+    variables = {f"{layer.name}/{weight.name}": weight for layer in flat_layers(model) for weight in layer.weights}
     _check_network(source, model.spec if hasattr(model, "spec") else model.config.model)
     tensors, reinitialised = dict(source.tensors), ()
     if reinitialise:  # the last layer of a classifier of other classes stays as it is
+        others = source.class_names not in (None, getattr(model, "class_names", None))
         for name in {"fc/kernel", "fc/bias"} & variables.keys() & tensors.keys():
-            if tensors[name].shape != tuple(variables[name].shape):
+            if others or tensors[name].shape != tuple(variables[name].shape):
                 del tensors[name]
     if source.kind == "keras_frcnn" and "rpn_out_class/kernel" in variables:
         _reorder_anchors(tensors, source, model.config.model, anchor_ratios)
@@ -111,9 +112,10 @@ def prepare(config):
     return config, source
 
 
-def _layers(model):
+def flat_layers(model):
+    """Yield the layers of a model, those of the models in it instead of these."""
     for layer in model.layers:
-        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
+        yield from flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def _download_imagenet(depth):
@@ -152,7 +154,7 @@ def _check_network(source, network):
     built = network.conventions
     if not isinstance(built, Conventions):
         if source.conventions == "keras_v2":
-            raise ValueError(f"{source}: no detector is built on a ResNet of style v2: take weights of another style")
+            raise ValueError(f"{source}: no config describes a ResNet of style v2: take weights of another style")
         built = CONVENTIONS[conventions_name(built)]
     needed, built = vars(CONVENTIONS.get(source.conventions, built)), vars(built)
     # The blocks of ResNet-18 and -34 have but one place for the stride: both styles are the same network.

@@ -1,7 +1,8 @@
-"""The same numbers on TensorFlow, JAX and PyTorch: a tiny detector with given weights, forward and one step of `fit`.
+"""The same numbers on TensorFlow, JAX and PyTorch: a tiny detector and a tiny classifier with given weights, forward
+and one step of `fit`.
 
-What it should give lies in tests/golden/tiny_detector.npz, made once with TensorFlow. To make it anew, where the
-detector is meant to have changed: `python -m tests.test_backends`.
+What they should give lies in tests/golden/tiny_detector.npz and tiny_classifier.npz, made once with TensorFlow. To make
+them anew, where the models are meant to have changed: `python -m tests.test_backends`.
 """
 
 import json
@@ -15,14 +16,17 @@ import pytest
 from frcnn.backend import top_k, training_data
 from frcnn.cli import main
 from frcnn.config import save_config
+from frcnn.models.classifier import build_classifier
 from frcnn.models.detector import LOSSES, build_detector, detection_model
 from frcnn.ops.nms import non_max_suppression
 from frcnn.training import build_optimizer
 from tests.oracles.nms import greedy_nms
+from tests.oracles.shapes import draw_shape, shapes_config
 from tests.oracles.tensors import array, bound, tensor
 from tests.oracles.tiny import CLASS_NAMES, tiny_batch, tiny_config, write_tiny_pictures
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_detector.npz"
+CLASSIFIER = GOLDEN.with_name("tiny_classifier.npz")
 SETTINGS = ("detect.score_threshold=0.1", "detect.max_detections=24", "detect.batch_size=3")
 
 
@@ -63,12 +67,25 @@ def forward_numbers(model):
     return {**model.predict_on_batch(batch), **found}
 
 
-def fit_numbers(model):
+def tiny_classifier():
+    return draw_weights(build_classifier(shapes_config("classify.blocks=[1,1]"), ["a", "b", "c"]))
+
+
+def classifier_numbers():
+    """{name: array}: probabilities of two pictures, then what `fit_numbers` gives."""
+    model = tiny_classifier()
+    images = np.stack([draw_shape(label, label) for label in (0, 1)])
+    probabilities = model.predict_on_batch(images)
+    settings = {"loss": keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "metrics": ["accuracy"]}
+    return {"probabilities": probabilities, **fit_numbers(model, (images, np.eye(3, dtype=np.float32)[:2]), **settings)}
+
+
+def fit_numbers(model, batch=None, **settings):
     """{name: array}: the losses of one step of `fit`, and how far it moves every weight that learns (L2 norms)."""
-    model.compile(optimizer=build_optimizer(model.config.train, 4))
-    weights, batch = named_weights(model.trainable_weights), tiny_batch()
+    model.compile(optimizer=build_optimizer(model.config.train, 4), **settings)
+    weights, batch = named_weights(model.trainable_weights), batch or (tiny_batch(),)
     before = [array(weight.value) for weight in weights.values()]
-    data = training_data(lambda: iter([(batch,)]), batch)
+    data = training_data(lambda: iter([batch]), batch)
     history = model.fit(data, steps_per_epoch=1, shuffle=False, verbose=0).history
     moves = [np.linalg.norm(array(weight.value) - old) for weight, old in zip(weights.values(), before)]
     return {"moved": np.array(moves), **{f"fit_{name}": np.array(values) for name, values in history.items()}}
@@ -103,6 +120,14 @@ def test_one_step_of_fit_agrees(golden):
     assert (found["moved"] > 0).all()
     # Steps of 1e-4 on weights of about 1, of which float32 keeps seven digits.
     np.testing.assert_allclose(found["moved"], golden["moved"], rtol=0.02)
+
+
+def test_a_classifier_agrees():
+    found = classifier_numbers()
+    with np.load(CLASSIFIER) as golden:
+        assert set(found) == set(golden)
+        for name, rtol in (("probabilities", 1e-4), ("fit_loss", 1e-3), ("fit_accuracy", 0), ("moved", 0.02)):
+            np.testing.assert_allclose(found[name], golden[name], rtol=rtol, err_msg=name)
 
 
 def test_kept_indices_are_exactly_those_of_nested_loops():
@@ -150,3 +175,4 @@ def test_detect_command_writes_what_the_golden_detector_finds(golden, model, tmp
 
 if __name__ == "__main__":
     np.savez_compressed(GOLDEN, **forward_numbers(tiny_detector("frozen")), **fit_numbers(tiny_detector("batch")))
+    np.savez_compressed(CLASSIFIER, **classifier_numbers())

@@ -243,6 +243,18 @@ def test_a_pickle_of_other_values_says_what_is_expected(write, plain, message):
     assert str(caught.value).startswith(f"config.pickle: {message}")
 
 
+def test_a_run_of_the_other_kind_is_refused(tmp_path):
+    config = load_config()
+    for kind, other in (("detector", "classifier"), ("classifier", "detector")):
+        save_config(config, tmp_path, ["a"], kind)
+        assert load_run_config(tmp_path) == load_run_config(tmp_path, kind) == (config, ("a",))
+        with pytest.raises(ValueError, match=rf"config.pickle is of a {kind}, not of a {other}: frcnn .* takes it"):
+            load_run_config(tmp_path, other)
+    plain = {"config": config.model_dump(mode="json"), "class_names": ["a"]}  # before there were two kinds
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(plain))
+    assert load_run_config(tmp_path, "detector")[1] == ("a",)
+
+
 def test_a_run_without_a_pickle(tmp_path):
     with pytest.raises(ValueError, match=r"config\.pickle: cannot be read \(No such file"):
         load_run_config(tmp_path)

@@ -48,6 +48,16 @@ def test_history_draws_map_beside_where_it_was_measured(monkeypatch, tmp_path):
     assert len(drawn_axes(monkeypatch, plot_history, history().assign(val_map=np.nan), tmp_path / "none.png")) == 1
 
 
+def test_history_of_a_classifier_draws_both_accuracies(monkeypatch, tmp_path):
+    columns = {"loss": [2, 1], "val_loss": [2, 2], "accuracy": [0.4, 0.9], "val_accuracy": [0.5, 0.75]}
+    table = pd.DataFrame(columns).assign(epoch=range(2))
+    losses, scores = drawn_axes(monkeypatch, plot_history, table, tmp_path / "history.png")
+    assert [line.get_label() for line in losses.lines] == ["loss", "val_loss"]
+    found = {line.get_label(): line.get_ydata().tolist() for line in scores.lines}
+    assert found == {"val_accuracy": [0.5, 0.75], "accuracy": [0.4, 0.9]}
+    assert scores.get_title() == "Validation accuracy, best 0.750 in epoch 2"
+
+
 def test_history_of_one_epoch_shows_a_dot_at_a_whole_number(monkeypatch, tmp_path):
     (losses,) = drawn_axes(monkeypatch, plot_history, history(1), tmp_path / "history.png")
     assert losses.lines[0].get_marker() == "."
@@ -112,6 +122,14 @@ def test_confusion_matrix_shows_counts_and_shares(monkeypatch, tmp_path):
     assert rows == [*columns[:2], "background"]
     assert axes.get_title().startswith("IoU >= 0.5\n")
     assert cv2.imread(str(path)).shape[2] == 3
+
+
+def test_confusion_matrix_of_a_classifier_has_no_background(monkeypatch, tmp_path):
+    matrix = np.array([[3, 1], [0, 2]])
+    (axes,) = drawn_axes(monkeypatch, plot_confusion_matrix, matrix, ("a", "b"), tmp_path / "matrix.png")
+    ticks = axes.get_xticklabels(), axes.get_yticklabels()
+    assert [[label.get_text() for label in labels] for labels in ticks] == [["a", "b"], ["a", "b"]]
+    assert {line.get_color() for line in axes.lines} == {"0.9"}
 
 
 def test_numbers_fit_into_the_cells_of_eighty_classes(monkeypatch, tmp_path):

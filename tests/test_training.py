@@ -85,6 +85,23 @@ def test_the_optimizer_survives_serialization():
     assert twin.get_config() == optimizer.get_config()
 
 
+def test_adam_by_hand_and_its_decay():
+    """Two steps of AdamW (Loshchilov and Hutter 2019) on one kernel and one bias, which does not decay."""
+    settings = load_config(None, ["train.optimizer=adam", "train.weight_decay=0.5", "train.warmup_steps=0"]).train
+    optimizer = build_optimizer(settings, 10**9)
+    assert optimizer.global_clipnorm == 10.0
+    variables = [keras.Variable(np.ones(1), name=name) for name in ("kernel", "bias")]
+    gradients, rate, expected = [0.5, -0.25], settings.learning_rate, {"kernel": 1.0, "bias": 1.0}
+    mean = square = 0.0
+    for step, gradient in enumerate(gradients, start=1):
+        optimizer.apply([tensor(np.full(1, gradient, np.float32))] * 2, variables)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        change = rate * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-7)
+        expected = {name: value * (1 - rate * 0.5 * (name == "kernel")) - change for name, value in expected.items()}
+    for variable in variables:
+        assert array(variable.value).tolist() == pytest.approx([expected[variable.name]], rel=1e-5)
+
+
 def test_cosine_by_hand():
     # 100 steps, 4 of warm-up: (step + 1) / 5 until step 4; (1 + cos(pi * step / 100)) / 2 all the way.
     schedule = WarmupDecay(2.0, 4, 100, "cosine")

@@ -13,11 +13,12 @@ import pytest
 
 from frcnn import load_weights
 from frcnn.config import load_config, save_config
-from frcnn.models.classifier import ResNet50, build_resnet
+from frcnn.models.classifier import ResNet50, build_classifier, build_resnet
 from frcnn.models.detector import build_detector
 from frcnn.models.resnet import CONVENTIONS, ConvNorm, ResNetSpec, resnet_stage, resnet_stem
 from frcnn.weights import describe, prepare
 from tests.oracles.golden import FOLDER, read_json
+from tests.oracles.shapes import shapes_config
 from tests.oracles.tensors import array
 from tests.oracles.tiny import CLASS_NAMES, tiny_config, tiny_images
 
@@ -276,7 +277,7 @@ def test_the_layouts_of_a_network_of_style_v2(name, tmp_path):
 def test_a_network_of_style_v2_fits_no_detector(tmp_path):
     np.savez(tmp_path / "v2.npz", **resnet_50_v2()[1])
     config = tiny_config("model.depth=50", "model.norm=auto", f"model.weights={tmp_path / 'v2.npz'}")
-    with pytest.raises(ValueError, match=r"v2.npz .*: no detector is built on a ResNet of style v2: take weights of"):
+    with pytest.raises(ValueError, match=r"v2.npz .*: no config describes a ResNet of style v2: take weights of"):
         prepare(config)
 
 
@@ -311,15 +312,47 @@ def test_the_last_layer_of_other_classes_is_refused_or_left():
     assert all(np.array_equal(array(weight.value), before[weight.path]) for weight in other.get_layer("fc").weights)
 
 
-def test_the_top_of_2016_and_of_the_tutorials_is_the_last_layer(tmp_path):
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_the_tutorials_network_as_a_classifier_of_ours(tmp_path):
     network = ResNet50((64, 64, 3), 6)
     network.save_weights(tmp_path / "x.weights.h5")
-    model = build_resnet(ResNetSpec(50, conventions=CONVENTIONS["keras2016"]), (64, 64, 3), 6)
-    report = load_weights(model, tmp_path / "x.weights.h5")
+    network.save(tmp_path / "x.h5")
+    network.save(tmp_path / "x.keras")
+    for path in tmp_path.iterdir():
+        found = describe(path)
+        assert (found.kind, found.depth, found.conventions, found.norm) == ("tutorial", 50, "tutorial", "frozen")
+        assert_same_tensors(found, describe(tmp_path / "x.h5"))
+    settings = ["model.conventions=tutorial", "data.im_size=64", "train.precision=float32", "train.seed=1"]
+    model = build_classifier(load_config(None, settings), "abcdef")
+    report = load_weights(model, tmp_path / "x.h5")
     assert (len(report.loaded), report.missing, report.unexpected) == (320, (), ())
     # Before the last pooling both have 2x2 cells: one average of them all.
-    x = np.random.default_rng(0).normal(0, 1, (2, 64, 64, 3)).astype(np.float32)
-    assert_close(model.predict_on_batch(x), network.predict_on_batch(x))
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    assert_close(model.predict_on_batch(images), network.predict_on_batch(images.astype(np.float32) / 255))
+
+
+def test_the_last_layer_of_2016_is_no_tutorials():
+    layers = {"conv1": (7, 7, 3, 64), "res2a_branch2a": (1, 1, 64, 64), "res2a_branch2c": (1, 1, 64, 256)}
+    blocks = [
+        f"res{stage}{letter}_branch2a"
+        for stage, letters in (("2", "bc"), ("3", "abcd"), ("4", "abcdef"))
+        for letter in letters
+    ]
+    arrays = {f"{layer}/kernel": np.zeros(layers.get(layer, (1, 1, 1, 1))) for layer in [*layers, *blocks]}
+    for top, kind in (("fc1000", "keras2016"), ("fc6", "tutorial")):
+        assert describe({**arrays, f"{top}/kernel": np.zeros((2048, 6))}).kind == kind
+
+
+def test_the_last_layer_of_other_names_is_left(tmp_path):
+    """As many classes, but others: the numbers of `fc` mean something else."""
+    config = shapes_config("classify.blocks=null", "model.depth=18")
+    model = build_classifier(config, ("a", "b"))
+    save_config(config, tmp_path, ("a", "b"), "classifier")
+    model.save_weights(tmp_path / "best.weights.h5")
+    assert str(describe(tmp_path)).endswith("(frcnn, ResNet-18 classifier of 2 classes)")
+    for names, missing in ((("a", "b"), ()), (("b", "a"), ("fc/kernel", "fc/bias"))):
+        other = build_classifier(config, names)
+        assert load_weights(other, tmp_path, reinitialise=True).missing == missing
 
 
 # -------------------------------------------------------------------------------------------------- keras-frcnn

@@ -12,6 +12,7 @@ COMMANDS = {
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",
     "convert-data": "write annotated pictures in another format, in one part or several",
+    "classify": "train, score and use a classifier of whole pictures",
     "inspect": "show the effective config",
 }
 

@@ -48,9 +48,9 @@ def run(arguments):
     with replacing(output / "evaluation.json") as file:
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
     points = ((name, *point) for name, curve in zip(class_names, curves.curves) for point in curve.round(6).T.tolist())
-    _write_csv(output / "precision_recall.csv", ["class", "score", "precision", "recall"], points)
+    write_csv(output / "precision_recall.csv", ["class", "score", "precision", "recall"], points)
     rows = ((name, *row) for name, row in zip([*class_names, "background"], matrix.tolist()))
-    _write_csv(output / "confusion_matrix.csv", ["true class", *class_names, "missed"], rows)
+    write_csv(output / "confusion_matrix.csv", ["true class", *class_names, "missed"], rows)
     plot_precision_recall(curves, output / "precision_recall.png")
     title = f"Confusion matrix, IoU >= {arguments.iou:g}, score >= {arguments.confusion_score:g}"
     plot_confusion_matrix(matrix, class_names, output / "confusion_matrix.png", title)
@@ -62,7 +62,7 @@ def _detect(arguments):
     from frcnn.config import load_run_config
 
     place = find_run(arguments.run)
-    _, class_names = load_run_config(place)
+    _, class_names = load_run_config(place, "detector")
     records = _read_records(arguments, class_names)
 
     from frcnn.inference import detect, load_detector
@@ -136,7 +136,8 @@ def _match(records, found, path):
     )
 
 
-def _write_csv(path, header, rows):
+def write_csv(path, header, rows):
+    """Write a header and rows of plain values as a CSV file, whole or not at all."""
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -22,6 +22,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
+    parser.add_argument("--backbone-from", metavar="RUN", help="initial weights, of a classifier too: model.weights")
     old = parser.add_argument_group("keras-frcnn's flags")
     old.add_argument("-n", "--num_rois", type=int, metavar="N", help="RoIs in the loss, per picture: roi.samples")
     old.add_argument("--network", metavar="NAME", help="resnet18, 34, 50, 101 or 152: model.depth")
@@ -73,7 +74,7 @@ def _flag_overrides(arguments):
     flags = {
         "roi.samples": arguments.num_rois,
         "model.depth": arguments.network and network_depth(arguments.network),
-        "model.weights": arguments.input_weight_path,
+        "model.weights": arguments.backbone_from or arguments.input_weight_path,
         "data.horizontal_flip": arguments.hf,
         "data.vertical_flip": arguments.vf,
         "data.rotate_90": arguments.rot,

@@ -41,6 +41,24 @@ def scale(image, boxes, size):
     return resize_image(image, size), scaled.astype(np.float32)
 
 
+def zoom(image, factor, place):
+    """Enlarge or shrink what a picture shows within its own size; its edges are repeated around a smaller one.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        factor: above 0.
+        place: (x, y) in 0..1: which part of the larger is seen, or where in the picture the smaller lies.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    # Pixel centres: pixel 0 covers -0.5 to 0.5, and (x + 0.5) is what is multiplied.
+    shift = [side * (1 - factor) * share + (factor - 1) / 2 for side, share in zip((width, height), place)]
+    matrix = np.array([[factor, 0, shift[0]], [0, factor, shift[1]]], np.float64)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def jitter_colour(image, brightness=1.0, contrast=1.0, saturation=1.0):
     """Multiply brightness, contrast about the mean grey, and saturation about each pixel's grey; 1 changes nothing."""
     mean_grey = brightness * cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]

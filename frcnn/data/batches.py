@@ -8,8 +8,8 @@ from itertools import count
 
 import numpy as np
 
-from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale
-from frcnn.data.images import read_image, resized_size
+from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale, zoom
+from frcnn.data.images import as_rgb, read_image, resize_image, resized_size
 from frcnn.data.threads import map_in_threads
 
 _SIZE_STEP = 32  # padded sides are multiples: few distinct shapes, so that little is compiled anew
@@ -66,7 +66,7 @@ def plan_epoch(records, batch_size, seed, epoch, shuffle=True):
     if not records:
         raise ValueError("no pictures: a batch needs at least one record")
     generator = np.random.default_rng([seed, epoch, 0, _PLAN_STREAM])
-    portrait = np.array([height > width for height, width in (record.size for record in records)])
+    portrait = np.array([record.is_portrait for record in records])
     batches = []
     for group in (np.flatnonzero(~portrait), np.flatnonzero(portrait)):
         order = generator.permutation(group) if shuffle else group
@@ -121,7 +121,43 @@ def make_batch(records, config, seed, epoch, step, *, batch_size=None, augment=T
     return {**_pad(pictures), "sampling_seeds": sampling_seeds}
 
 
-def training_batches(records, config, seed, *, start=(0, 0), epochs=None, augment=True, shuffle=True):
+def load_picture(record):
+    """The picture of a `LabelledImage` as (H, W, 3) uint8 RGB; ValueError, naming the file, if it cannot be read."""
+    return read_image(record.path) if record.pixels is None else as_rgb(record.pixels)
+
+
+def make_labelled_batch(records, config, seed, epoch, step, *, augment=True, shuffle=True, plan=None):
+    """`make_batch` for a classifier: squares and their classes.
+
+    Args:
+        records: list of `LabelledImage`.
+        config, seed, epoch, step, augment, shuffle, plan: as in `make_batch`. Every picture has turns and a scale of
+            its own here, and the jittered scale zooms into it or away from it.
+
+    Returns:
+        images (B, im_size, im_size, 3) uint8 RGB; labels (B,) int32. Without shuffling nothing comes twice: the last
+        batch may be smaller.
+
+    Raises:
+        ValueError: as in `make_batch`.
+    """
+    indices = _batch_indices(records, config, seed, epoch, step, None, shuffle, plan)
+    indices = indices if shuffle else indices[: len(records) - step * len(indices)]
+    generator = np.random.default_rng([seed, epoch, step])
+    size = (config.data.im_size, config.data.im_size)  # whatever the proportions were
+    images = [resize_image(load_picture(records[index]), size) for index in indices]
+    if augment:
+        images = [_augment_square(image, config.data, generator) for image in images]
+    return np.stack(images), np.array([records[index].label for index in indices], np.int32)
+
+
+def _augment_square(image, data, generator):
+    odd_turn, factor, place = generator.random() < 0.5, generator.uniform(-1, 1), generator.random(2)
+    image, _ = _augment(image, np.zeros((0, 4), np.float32), data, odd_turn, generator)
+    return zoom(image, 1 + data.scale_jitter * factor, place) if data.scale_jitter else image
+
+
+def training_batches(records, config, seed, *, start=(0, 0), epochs=None, augment=True, shuffle=True, make=make_batch):
     """Yield `(batch,)` tuples, as Keras's `fit` takes them, batch after batch and epoch after epoch.
 
     `config.data.workers` threads decode and augment a few batches ahead; the order is that of the plan. Closing,
@@ -131,6 +167,7 @@ def training_batches(records, config, seed, *, start=(0, 0), epochs=None, augmen
         records, config, seed, augment, shuffle: as in `make_batch`.
         start: (epoch, step) of the first batch, where an interrupted run goes on.
         epochs: number of the epoch to stop before, counted from epoch 0 whatever `start` is; None never stops.
+        make: `make_batch`; or another function of its arguments, which then returns the whole tuple.
 
     Raises:
         ValueError: from the batch it concerns, as in `make_batch`.
@@ -138,7 +175,8 @@ def training_batches(records, config, seed, *, start=(0, 0), epochs=None, augmen
 
     def load(step_of_plan):
         epoch, step, plan = step_of_plan
-        return (make_batch(records, config, seed, epoch, step, augment=augment, plan=plan),)
+        batch = make(records, config, seed, epoch, step, augment=augment, shuffle=shuffle, plan=plan)
+        return batch if isinstance(batch, tuple) else (batch,)
 
     steps = _iterate_steps(records, config.train.batch_size, seed, start, epochs, shuffle)
     return map_in_threads(load, steps, config.data.workers, _BATCHES_AHEAD)

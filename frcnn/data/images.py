@@ -136,6 +136,12 @@ def _explained(path, problem):
         raise ValueError(f"{path}: {problem} ({_reason(error)})") from error
 
 
+def as_rgb(pixels):
+    """(H, W) or (H, W, 1, 3 or 4) uint8 -> (H, W, 3) uint8 RGB: grey repeated, alpha dropped."""
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
+
+
 def write_image(path, image):
     """Write (H, W, 3) uint8 RGB in the format of the path's suffix; missing folders are made.
 

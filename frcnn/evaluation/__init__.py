@@ -1,10 +1,18 @@
-"""Comparing detections with ground truth, in numpy and pycocotools."""
+"""Comparing detections and predicted classes with ground truth, in numpy and pycocotools."""
 
+from frcnn.evaluation.classification import ClassificationResult, evaluate_classification
 from frcnn.evaluation.coco import CocoResult, evaluate_coco
 from frcnn.evaluation.confusion import confusion_matrix
 from frcnn.evaluation.voc import EvaluationResult, evaluate_voc
 
-__all__ = ["CocoResult", "EvaluationResult", "confusion_matrix", "evaluate"]
+__all__ = [
+    "ClassificationResult",
+    "CocoResult",
+    "EvaluationResult",
+    "confusion_matrix",
+    "evaluate",
+    "evaluate_classification",
+]
 
 
 def evaluate(records, detections, class_names, metric="voc12", iou_threshold=0.5):

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 import keras
 from keras import layers
 
-from frcnn.models.resnet import layer_seed, resnet_stage, resnet_stem
+from frcnn.models.detector import conventions_name, dtype_policy, normalisation, require_class_names
+from frcnn.models.layers import ImageNormalization
+from frcnn.models.resnet import CONVENTIONS, ResNetSpec, layer_seed, resnet_stage, resnet_stem
 
 SMALLEST_SIDE = 28  # pixels: one cell after the last stage
 
@@ -46,6 +48,37 @@ def build_resnet(spec, input_shape=(224, 224, 3), classes=None, activation="soft
         model = keras.Model(images, x, name="resnet")
     model.spec = spec
     return model
+
+
+def build_classifier(config, class_names):
+    """The detector's ResNet with global average pooling and softmax, for pictures as they come.
+
+    With `model.conventions` "tutorial", depth 50 and pictures of 64 pixels it computes what `ResNet50` does.
+
+    Args:
+        config: `frcnn.Config`: `data.im_size`, `model.depth` (or `classify.blocks` and `classify.residual`),
+            `model.conventions`, `model.norm`, `train.precision` and `train.seed` decide.
+        class_names: K strings, distinct; their order is the order of the labels.
+
+    Returns:
+        keras.Model, uint8 RGB images (B, im_size, im_size, 3) -> probabilities (B, K) float32; not compiled. Its
+        attributes: `config`, `class_names` and `spec`, the `ResNetSpec`.
+
+    Raises:
+        ValueError: no class, or one named twice.
+    """
+    class_names, blocks = require_class_names(class_names), config.classify.blocks
+    conventions = CONVENTIONS[conventions_name(config.model.conventions)]
+    depth, norm = None if blocks else config.model.depth, normalisation(config.model.norm)
+    numbers = (norm, dtype_policy(config.train.precision), config.train.seed, conventions)
+    spec = ResNetSpec(depth, *numbers, blocks=blocks, residual=config.classify.residual)
+    shape = (config.data.im_size, config.data.im_size, 3)
+    images = keras.Input(shape, dtype="uint8", name="images")
+    pixels = {name: getattr(conventions, name) for name in ("channel_order", "mean", "deviation")}
+    network = build_resnet(spec, shape, len(class_names))
+    classifier = keras.Model(images, network(ImageNormalization(name="normalize", **pixels)(images)), name="classifier")
+    classifier.config, classifier.class_names, classifier.spec = config, class_names, spec
+    return classifier
 
 
 @contextmanager

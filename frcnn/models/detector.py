@@ -66,9 +66,7 @@ def build_detector(config, class_names):
     Raises:
         ValueError: no class, or one named twice.
     """
-    class_names = tuple(class_names)
-    if not class_names or len(set(class_names)) < len(class_names):
-        raise ValueError(f"class_names {class_names} must be one or more distinct names")
+    class_names = require_class_names(class_names)
     inputs = _image_inputs() | {
         "gt_boxes": keras.Input((None, 4), dtype="float32", name="gt_boxes"),
         "gt_labels": keras.Input((None,), dtype="int32", name="gt_labels"),
@@ -152,6 +150,14 @@ def build_backbone(spec):
     for stage in (2, 3, 4):
         x = resnet_stage(x, stage, spec)
     return keras.Model(images, x, name="backbone")
+
+
+def require_class_names(class_names):
+    """The names as a tuple; raise ValueError if there is none, or one comes twice."""
+    class_names = tuple(class_names)
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise ValueError(f"class_names {class_names} must be one or more distinct names")
+    return class_names
 
 
 def normalisation(norm):

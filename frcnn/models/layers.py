@@ -30,20 +30,22 @@ class OpLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("frcnn")
 class ImageNormalization(OpLayer):
-    """RGB images (B, H, W, 3), image_sizes (B, 2) -> (images - mean) / deviation, padding 0.
+    """RGB images (B, H, W, 3), image_sizes (B, 2) -> (images - mean) / deviation, padding 0; without sizes, none.
 
     Settings: channel_order ("RGB" or "BGR") of the result, mean and deviation in that order; see `Conventions`.
     """
 
-    def call(self, images, image_sizes):
+    def call(self, images, image_sizes=None):
         mean, deviation = (ops.convert_to_tensor(self.settings[name], "float32") for name in ("mean", "deviation"))
         images = ops.flip(images, axis=-1) if self.settings["channel_order"] == "BGR" else images
         images = (ops.cast(images, "float32") - mean) / deviation
+        if image_sizes is None:
+            return images
         rows, columns = (ops.arange(side)[None, :] for side in ops.shape(images)[1:3])
         inside = (rows < image_sizes[:, :1])[:, :, None] & (columns < image_sizes[:, 1:])[:, None, :]
         return images * ops.cast(inside, "float32")[..., None]
 
-    def compute_output_spec(self, images, image_sizes):
+    def compute_output_spec(self, images, image_sizes=None):
         return KerasTensor(images.shape, "float32")
 
 

@@ -54,6 +54,8 @@ CONVENTIONS = {
     "keras": Conventions("v1", 1.001e-5, channel_order="BGR", **_CAFFE),
     "keras_v2": Conventions("v2", 1.001e-5, mean=(127.5,) * 3, deviation=(127.5,) * 3),
     "keras2016": Conventions("v1", 1e-3, padded_pool=False, channel_order="BGR", **_CAFFE),
+    # The ResNet tutorials: pictures divided by 255, Keras's default epsilon.
+    "tutorial": Conventions("v1", 1e-3, use_bias=True, padded_pool=False, mean=(0.0,) * 3, deviation=(255.0,) * 3),
     # keras-frcnn subtracts the blue mean from red and the red one from blue; its detectors have learned that.
     "keras_frcnn": Conventions("v1", 1e-3, padded_pool=False, channel_order="RGB", **_CAFFE),
 }

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale
+from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale, zoom
 
 TRANSFORMS = {
     "horizontal": flip_horizontal,
@@ -113,3 +113,24 @@ def test_no_saturation_is_grey_and_factors_of_one_change_nothing():
     np.testing.assert_array_equal(grey, grey[..., :1].repeat(3, axis=2))
     assert len(np.unique(grey)) > 10
     np.testing.assert_array_equal(image, before)
+
+
+def test_zoom_by_hand():
+    """Columns 0, 10, .. 70. Twice as large, from the left: each pixel covers two, between centres a quarter of the way.
+
+    Half as large, at the right: the border 0 is repeated over four columns, then the means of two.
+    """
+    image = np.tile(np.arange(0, 80, 10, dtype=np.uint8)[None, :, None], (8, 1, 3))
+    np.testing.assert_allclose(zoom(image, 2.0, (0.0, 0.5))[3, :, 0], [0, 2, 8, 12, 18, 22, 28, 32], atol=1)
+    np.testing.assert_allclose(zoom(image, 0.5, (1.0, 0.0))[3, :, 0], [0, 0, 0, 0, 5, 25, 45, 65], atol=1)
+    np.testing.assert_array_equal(zoom(image, 1.0, (0.3, 0.7)), image)
+
+
+def test_zoom_looks_where_it_is_told():
+    """A spot at the lower left is seen, twice as wide, when the lower left is."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[12:14, 2:4] = 255
+    found = {place: zoom(image, 2.0, place) for place in ((0.0, 1.0), (1.0, 0.0))}
+    rows, columns = np.nonzero(found[0.0, 1.0][..., 0] > 127)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 11, 4, 7)
+    assert not found[1.0, 0.0].any()

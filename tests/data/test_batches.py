@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frcnn.config import Config
-from frcnn.data.batches import batch_files, make_batch, pad_images, plan_epoch, split_records, training_batches
-from frcnn.records import ImageRecord
+from frcnn.data.batches import (
+    batch_files,
+    make_batch,
+    make_labelled_batch,
+    pad_images,
+    plan_epoch,
+    split_records,
+    training_batches,
+)
+from frcnn.records import ImageRecord, LabelledImage
 
 EVERYTHING = {"vertical_flip": True, "rotate_90": True, "scale_jitter": 0.3, "colour_jitter": 0.4}
 
@@ -321,3 +329,59 @@ def test_pictures_are_padded_with_zeros_to_multiples_of_32():
         assert not place[height:].any() and not place[:, width:].any()
     assert pad_images(images[1:]).shape == (1, 32, 64, 3)
     assert np.array_equal(pad_images([np.full((32, 32, 3), 5, np.uint8)]), np.full((1, 32, 32, 3), 5))
+
+
+# --- make_labelled_batch
+
+
+@pytest.fixture
+def labelled(draw_picture):
+    """Five pictures: files of two shapes, and arrays, grey and with alpha."""
+    generator = np.random.default_rng(0)
+    files = [LabelledImage(str(draw_picture(f"{i}.png", *size, i)), i) for i, size in enumerate([(40, 60), (60, 40)])]
+    shapes = [(64, 64), (30, 30, 1), (64, 64, 4)]
+    arrays = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    return files + [LabelledImage(f"x[{i}]", i, pixels) for i, pixels in enumerate(arrays)]
+
+
+def test_a_labelled_batch_holds_squares_and_labels(labelled):
+    images, labels = make_labelled_batch(labelled, config(5), 0, 0, 0, augment=False, shuffle=False)
+    assert (images.shape, images.dtype, labels.dtype) == ((5, 64, 64, 3), np.uint8, np.int32)
+    assert labels.tolist() == [0, 1, 0, 1, 2]
+    assert np.array_equal(images[2], np.repeat(labelled[2].pixels[..., None], 3, axis=2))
+    assert np.array_equal(images[4], labelled[4].pixels[..., :3])
+    assert batch_files(labelled, config(5), 0, 0, 0, shuffle=False) == [record.path for record in labelled]
+
+
+def test_labelled_batches_are_a_function_of_seed_epoch_and_step(labelled):
+    settings = config(2, **EVERYTHING)
+    once, again = (make_labelled_batch(labelled, settings, 3, 1, 2) for _ in range(2))
+    assert all(map(np.array_equal, once, again))
+    stream = training_batches(labelled, settings, 3, epochs=2, make=make_labelled_batch)
+    assert all(map(np.array_equal, list(stream)[5], once))  # three steps an epoch
+    assert not np.array_equal(make_labelled_batch(labelled, settings, 3, 2, 2)[0], once[0])
+
+
+def test_without_shuffling_every_picture_comes_once(labelled):
+    """Five in batches of two: the last has one; shuffled, it is filled up."""
+    settings = {"epochs": 1, "augment": False, "make": make_labelled_batch}
+    found = [labels.tolist() for _, labels in training_batches(labelled, config(2), 0, shuffle=False, **settings)]
+    assert found == [[0, 1], [0, 1], [2]]
+    assert [len(labels) for _, labels in training_batches(labelled, config(2), 0, **settings)] == [2, 2, 2]
+
+
+def test_only_what_the_config_allows_changes_a_picture(labelled):
+    plain = make_labelled_batch(labelled, config(5), 0, 0, 0, augment=False)[0]
+    off = config(5, horizontal_flip=False)
+    assert np.array_equal(make_labelled_batch(labelled, off, 0, 0, 0)[0], plain)
+    flipped = make_labelled_batch(labelled, config(5), 0, 0, 0)[0]
+    assert {np.array_equal(a, b) for a, b in zip(flipped, plain)} == {True, False}
+    assert all(np.array_equal(a, b) or np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, plain))
+    zoomed = make_labelled_batch(labelled, config(5, horizontal_flip=False, scale_jitter=0.3), 0, 0, 0)[0]
+    assert zoomed.shape == plain.shape and not any(np.array_equal(a, b) for a, b in zip(zoomed, plain))
+
+
+def test_a_labelled_picture_that_is_broken_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"a.png: cannot"):
+        make_labelled_batch([LabelledImage(str(tmp_path / "a.png"), 0)], config(1), 0, 0, 0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from frcnn.data.images import (
+    as_rgb,
     decode_image,
     image_size,
     read_image,
@@ -331,3 +332,11 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"{name}: the picture cannot be written"):
         write_image(tmp_path / name, PIXELS)
+
+
+def test_every_kind_of_array_becomes_rgb():
+    grey = PIXELS[..., 0]
+    for pixels in (grey, grey[..., None], np.dstack([grey] * 3)):
+        assert np.array_equal(as_rgb(pixels), np.dstack([grey] * 3))
+    found = as_rgb(np.dstack([PIXELS, grey]))
+    assert np.array_equal(found, PIXELS) and found.flags.c_contiguous

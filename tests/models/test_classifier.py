@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 import frcnn
+from frcnn.config import load_config
 from frcnn.models.classifier import ResNet50, build_resnet, convolutional_block, identity_block
+from frcnn.models.detector import build_detector
 from frcnn.models.resnet import BLOCKS, CONVENTIONS, ConvNorm, ResNetSpec
+from frcnn.weights import flat_layers
 from tests.oracles.golden import FOLDER, read_json
 from tests.oracles.tensors import array, tensor
 
@@ -233,3 +236,48 @@ def test_public_names():
     for name in ("ResNet50", "build_resnet", "convolutional_block", "identity_block"):
         assert getattr(frcnn, name) is globals()[name]
     assert frcnn.ResNetSpec is ResNetSpec
+
+
+# ----------------------------------------------------------------------------------------------- build_classifier
+
+
+def test_a_classifier_takes_pictures_as_they_come():
+    """uint8 in, probabilities out: those of the ResNet of its spec on (x - mean) / deviation."""
+    config = load_config(None, ["data.im_size=32", "classify.blocks=[1,1]", "train.precision=float32", "train.seed=3"])
+    model = frcnn.build_classifier(config, ["a", "b", "c"])
+    assert (model.class_names, model.spec.blocks, model.spec.depth) == (("a", "b", "c"), (1, 1), None)
+    assert (model.input_shape, model.output_shape, model.inputs[0].dtype) == ((None, 32, 32, 3), (None, 3), "uint8")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    found = model.predict_on_batch(images)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    network = build_resnet(model.spec, (32, 32, 3), 3)  # the same seed: the same weights
+    x = ((images - np.array([123.675, 116.28, 103.53])) / [58.395, 57.12, 57.375]).astype(np.float32)
+    np.testing.assert_allclose(found, network.predict_on_batch(x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_plain_and_residual_classifiers_of_any_blocks(residual):
+    settings = ["data.im_size=28", "classify.blocks=[3,2]", f"classify.residual={residual}", "model.norm=group"]
+    model = frcnn.build_classifier(load_config(None, settings), ["a", "b"])
+    names = {layer.name for layer in model.get_layer("resnet").layers}
+    assert {"res2c_branch2b", "res3b_branch2b"} <= names and not {"res2d_branch2a", "res4a_branch2a"} & names
+    assert ("res3a_branch1" in names) == residual
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_classifier_has_the_layers_of_the_detector(depth):
+    config = load_config(None, ["data.im_size=32", f"model.depth={depth}"])
+    model, detector = frcnn.build_classifier(config, ["a", "b"]), build_detector(config, ["a", "b"])
+    shapes, theirs = (
+        {f"{layer.name}/{weight.name}": tuple(weight.shape) for layer in flat_layers(x) for weight in layer.weights}
+        for x in (model, detector)
+    )
+    own = {"fc/kernel", "fc/bias"}
+    assert own < shapes.keys() and shapes.keys() - own <= theirs.keys()
+    assert all(theirs[name] == shapes[name] for name in shapes.keys() - own)
+
+
+@pytest.mark.parametrize(("names", "shown"), [([], r"\(\)"), (["a", "a"], r"\('a', 'a'\)")])
+def test_classifiers_need_distinct_names(names, shown):
+    with pytest.raises(ValueError, match=f"class_names {shown} must be one or more distinct names"):
+        frcnn.build_classifier(load_config(), names)

@@ -95,14 +95,15 @@ def _find_pictures(table, folder, errors):
     name_indices, names = pd.factorize(table.filepath)
     # Names are numbered as they appear: each new one raises the running maximum.
     lines = table.line[np.diff(np.maximum.accumulate(name_indices), prepend=-1) > 0]
-    places = [_locate(name, folder, line, errors) for name, line in zip(names, lines, strict=True)]
+    places = [locate(name, folder, line, errors) for name, line in zip(names, lines, strict=True)]
     # Two spellings of one file are one picture: two records would each be trained with a part of its boxes.
     picture_indices, pictures = pd.factorize(np.array(places, object))
     table["picture"] = picture_indices[name_indices]
     return list(pictures)
 
 
-def _locate(name, folder, line, errors):
+def locate(name, folder, line, errors):
+    """Where a picture lies, in `folder` or else the working directory; that it lies nowhere goes into `errors`."""
     if not errors.check_name(line, name):
         return os.devnull  # no file: its boxes are left out
     candidates = list(dict.fromkeys(os.path.normpath(place) for place in (os.path.join(folder, name), name)))
