@@ -91,7 +91,8 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
     refuse_finished(output)
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
-    steps = len(plan_epoch(records, config.train.batch_size, config.train.seed, 0))
+    threshold = config.data.repeat_threshold
+    steps = len(plan_epoch(records, config.train.batch_size, config.train.seed, 0, repeat_threshold=threshold))
     model.compile(optimizer=build_optimizer(config.train, steps * config.train.epochs))
     _write_run_files(output, model, records, validation)
     batches = TimedBatches(training_batches(records, config, config.train.seed))
