@@ -11,7 +11,7 @@ COMMANDS = {
     "train": "train a detector on annotated pictures",
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",
-    "inspect": "show the effective config",
+    "inspect": "show the effective config, the network, its anchors, its batches",
 }
 
 
