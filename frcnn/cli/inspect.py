@@ -153,7 +153,11 @@ def _show_anchors(arguments):
     drawn = draw_anchors(image, anchors, matches, iou, boxes)
     if len(boxes):
         names = [class_names[label] for label in record.labels]
-        print(_box_table(boxes, names, iou, matches, kinds, config.rpn.positive_iou))
+        print(f"\n{_box_table(boxes, names, iou, matches, kinds)}")
+        low, threshold = (iou.max(axis=1) < config.rpn.positive_iou).sum(), config.rpn.positive_iou
+        print(
+            f"{low} of {len(boxes)} boxes below rpn.positive_iou={threshold:g}: their best anchors alone are positive"
+        )
     else:
         drawn = _draw_cell(drawn, anchors[middle] * (len(drawn) // len(image)), kinds[middle])
     write_image(arguments.output, drawn)
@@ -239,30 +243,25 @@ def _lay_out(levels, ratios, size):
 
 
 def _count_table(kinds, matches):
+    """How many anchors of each stride and size stand for a box, are in no loss, are background."""
+    import pandas as pd
+
+    states = {"anchors": matches > -3, "positive": matches >= 0, "ignored": matches == -2, "negative": matches == -1}
+    table = pd.DataFrame({"stride": kinds[:, 0], "size": kinds[:, 1], **states})
+    return table.groupby(["stride", "size"], as_index=False).sum().to_string(index=False, float_format="{:g}".format)
+
+
+def _box_table(boxes, names, iou, matches, kinds):
+    """What each box gets: its best overlap, the anchors that stand for it, the kind of the best one."""
     import numpy as np
+    import pandas as pd
 
-    lines = [f"{'stride':>6}  {'size':>6}  {'anchors':>8}  {'positive':>8}  {'ignored':>8}  {'negative':>8}"]
-    for stride, size in np.unique(kinds[:, :2], axis=0):
-        of_kind = matches[(kinds[:, :2] == (stride, size)).all(axis=1)]
-        counts = (len(of_kind), (of_kind >= 0).sum(), (of_kind == -2).sum(), (of_kind == -1).sum())
-        lines.append(f"{stride:>6g}  {size:>6g}  " + "  ".join(f"{count:>8,}" for count in counts))
-    return "\n".join(lines)
-
-
-def _box_table(boxes, names, iou, matches, kinds, positive_iou):
-    wide = max(5, *map(len, names))
-    lines = [f"{'class':<{wide}}  {'width':>6}  {'height':>6}  best IoU  positive  best anchor"]
-    for index, (name, (x1, y1, x2, y2)) in enumerate(zip(names, boxes)):
-        best = iou[index].argmax()
-        stride, size, ratio = kinds[best]
-        count = (matches == index).sum()
-        line = f"{name:<{wide}}  {x2 - x1:>6.0f}  {y2 - y1:>6.0f}  {iou[index, best]:>8.2f}  {count:>8}"
-        lines.append(f"{line}  size {size:g}, ratio {ratio:g}, stride {stride:g}")
-    low = (iou.max(axis=1) < positive_iou).sum()
-    lines.append(
-        f"below rpn.positive_iou={positive_iou:g}: {low} of {len(boxes)} boxes, stood for by their best anchors only"
-    )
-    return "\n".join(lines)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).round().astype(int).T
+    table = pd.DataFrame({"class": names, "width": width, "height": height, "best IoU": iou.max(axis=1).round(2)})
+    table["positive"] = [(matches == index).sum() for index in range(len(boxes))]
+    best = kinds[np.argmax(iou, axis=1)]
+    table = table.assign(stride=best[:, 0].astype(int), size=best[:, 1], ratio=best[:, 2])
+    return table.to_string(index=False, formatters=dict.fromkeys(("size", "ratio"), "{:g}".format))
 
 
 # --------------------------------------------------------------------------------------------------------- batch

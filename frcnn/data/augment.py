@@ -55,12 +55,13 @@ def crop(image, boxes, window):
         objects: then nothing is cut off.
     """
     x1, y1, x2, y2 = window
-    clipped = np.clip(boxes, (x1, y1, x1, y1), (x2, y2, x2, y2))
+    corner = np.array((x1, y1, x1, y1), np.float32)
+    clipped = np.clip(boxes, corner, np.array((x2, y2, x2, y2), np.float32))
     area, left = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (boxes, clipped))
     kept = left >= _LEAST_LEFT * area
     if len(boxes) and not kept.any():
         return image.copy(), boxes.copy(), ~kept
-    return image[y1:y2, x1:x2].copy(), clipped[kept] - np.array((x1, y1, x1, y1), np.float32), kept
+    return image[y1:y2, x1:x2].copy(), clipped[kept] - corner, kept
 
 
 def blur(image, deviation):
