@@ -94,7 +94,7 @@ def test_without_graphviz_the_table_is_printed_and_nothing_is_written(inspect, m
 def test_anchors_are_counted_and_matched_as_in_training(inspect, pictures, tmp_path):
     """Scene 0, 64x64: 4x4 cells, 6 anchors each; IoU by the oracle, then the rule of the paper by hand."""
     arguments = ["anchors", "pictures/0.png", "--boxes", "all.txt", "--output", "a.png", *OVERRIDES]
-    code, out, error = inspect(*arguments, "rpn.positive_iou=0.6")
+    code, out, error = inspect(*arguments, "rpn.positive_iou=0.4", "rpn.negative_iou=0.2")
     assert (code, error) == (0, "")
     places = [(16 * column, 16 * row) for row in range(4) for column in range(4)]
     iou = {20: [], 36: []}
@@ -106,8 +106,8 @@ def test_anchors_are_counted_and_matched_as_in_training(inspect, pictures, tmp_p
                 rows.append(np.array(iou_table([box for _, box in SCENES[0]], [anchor]))[:, 0])
     best = np.max([np.max(rows, axis=0) for rows in iou.values()], axis=0)
     for size, rows in iou.items():
-        positive = [max(row) >= 0.6 or any(row >= best - 1e-5) for row in rows]
-        negative = [max(row) < 0.3 and not up for row, up in zip(rows, positive)]
+        positive = [max(row) >= 0.4 or any(row >= best - 1e-5) for row in rows]
+        negative = [max(row) < 0.2 and not up for row, up in zip(rows, positive)]
         counts = (48, sum(positive), 48 - sum(positive) - sum(negative), sum(negative))
         assert re.search(rf"^ +16 +{size} +" + " +".join(map(str, counts)) + "$", out, re.MULTILINE), (
             size,
@@ -194,7 +194,7 @@ def test_a_batch_sheet_has_a_row_for_the_pictures_and_one_for_each_epoch(inspect
         "data.im_size=48",
         "data.max_size=64",
     ]
-    code, out, error = inspect(*arguments, "train.batch_size=2")
+    code, out, error = inspect(*arguments, "train.batch_size=2", "data.horizontal_flip=true")
     assert (code, error) == (0, "")
     assert "0.png" in out and "1.png" in out and "sheet.png" in out
     sheet = read_image("sheet.png")
@@ -210,8 +210,8 @@ def test_a_batch_sheet_has_a_row_for_the_pictures_and_one_for_each_epoch(inspect
             centres.append((columns.mean() / 6.25, rows.mean() / 6.25))
             assert ((cell == class_colour(0)).all(axis=-1)).sum() > 100
     np.testing.assert_allclose(centres[:2], [(16, 16), (48, 28)], atol=1)
-    mirrored = [abs(x - wanted) > 2 for x, wanted in zip((x for x, _ in centres[2:]), (16, 48) * 3)]
-    assert True in mirrored and False in mirrored  # some epochs mirror, some do not
+    rows = {tuple(np.round(centres[index : index + 2]).ravel()) for index in (0, 2, 4, 6)}
+    assert len(rows) > 2  # an epoch differs from another, not only from the pictures as they are
 
 
 def test_mistakes_with_batches_are_one_sentence(inspect, pictures):

@@ -82,6 +82,8 @@ def _show_model(arguments):
         f"\n{len(class_names)} classes, pictures of {_by(size)}, padded to {_by(padded_size(size))}; roi_head: one RoI."
     )
     print("Parameters include stored statistics; multiply-adds are those of convolutions and dense layers.")
+    if config.model.weights != "none" and config.model.conventions == "auto":
+        print("note: without what model.weights may ask for, such as biases")
     print(_price_of_a_detection(costs, config.rpn.test_post_nms))
     parameters, multiply_adds = summary.sum_costs(summary.layer_costs(classifier))
     print(f"Its ResNet as a classifier of 224x224: {parameters:,} parameters, {multiply_adds:,} multiply-adds")

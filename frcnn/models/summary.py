@@ -68,7 +68,7 @@ def layer_costs(model):
         model: functional keras.Model without models inside, every shape known (see `at_size`).
 
     Returns:
-        list of `LayerCost`.
+        list of `LayerCost`; the parameters of a model that is called again are not counted again.
     """
     costs = []
     for layer in model.layers:
@@ -76,36 +76,28 @@ def layer_costs(model):
         # A kernel is multiplied in full at every place of the output.
         multiply_adds = 0 if kernel is None else prod(kernel.shape) * prod(shape[:-1])
         if layer.weights or (costs and shape != costs[-1].shape):
-            costs.append(LayerCost(layer.name, shape, layer.count_params(), multiply_adds))
+            parameters = 0 if _AGAIN in model.name else layer.count_params()
+            costs.append(LayerCost(layer.name, shape, parameters, multiply_adds))
     return costs
 
 
 def cost_table(parts):
-    """The costs as a text: a line for each stage with its sums, the lines of its layers below, the totals last.
+    """The costs as a text: a line for each stage with its sums, the lines of its layers below, the total last.
 
     Args:
-        parts: {name: list of `LayerCost`} of the models that `at_size` gives; the parameters of further calls are not
-            counted again.
+        parts: {name: list of `LayerCost`}, in the order to print.
     """
-    parts = {
-        name: [cost._replace(parameters=0) for cost in costs] if _AGAIN in name else costs
-        for name, costs in parts.items()
-    }
-    rows = []
+    lines = [f"{'layer':<20}  {'output':<12}{'parameters':>13}{'multiply-adds':>18}"]
     for part, costs in parts.items():
         for stage, layers in groupby(costs, key=lambda cost: _stage(part, cost.name)):
             layers = list(layers)
-            rows.append((stage, "", *sum_costs(layers)))
-            rows += [(f"  {name}", "x".join(map(str, shape)), *counts) for name, shape, *counts in layers]
-    rows.append(("total", "", sum_costs([cost for costs in parts.values() for cost in costs])[0], ""))
-    header = ("layer", "output", "parameters", "multiply-adds")
-    cells = [header] + [(*row[:2], *(f"{count:,}" if count != "" else "" for count in row[2:])) for row in rows]
-    wide = [max(len(row[column]) for row in cells) for column in range(4)]
-    lines = [
-        "  ".join(cell.ljust(w) if c < 2 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, wide)))
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+            rows = [
+                LayerCost(stage, (), *sum_costs(layers)),
+                *(cost._replace(name=f"  {cost.name}") for cost in layers),
+            ]
+            lines += [f"{n:<20}  {'x'.join(map(str, shape)):<12}{p:>13,}{m:>18,}" for n, shape, p, m in rows]
+    total, _ = sum_costs([cost for costs in parts.values() for cost in costs])
+    return "\n".join([*lines, f"{'total':<34}{total:>13,}"])
 
 
 def _stage(part, name):

@@ -156,9 +156,9 @@ def test_a_crop_never_drops_the_only_box(sample, data):
 
 
 def test_a_crop_by_hand():
-    """Of a 10x10 box a window of 20 from (5, 5) leaves 5x10 of one that begins at x=0, y=5: half, kept; 4x10 not."""
+    """Of a 10x10 box a window of 20 from (5, 5) leaves 5x10 of one that begins at x=0, y=5: half, kept; 4.9x10 not."""
     image = np.arange(30 * 40 * 3, dtype=np.uint32).reshape(30, 40, 3).astype(np.uint8)
-    boxes = np.array([[0, 5, 10, 15], [-1, 5, 9, 15], [20, 20, 30, 30], [10, 10, 12, 12]], np.float32)
+    boxes = np.array([[0, 5, 10, 15], [-0.1, 5, 9.9, 15], [20, 20, 30, 30], [10, 10, 12, 12]], np.float32)
     cut, found, kept = crop(image, boxes, (5, 5, 25, 25))
     np.testing.assert_array_equal(cut, image[5:25, 5:25])
     assert kept.tolist() == [True, False, False, True]
@@ -196,7 +196,7 @@ def test_blur_and_compression_do_what_they_say():
     np.testing.assert_array_equal(blur(image, 0.0), image)
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     errors = [np.abs(add_jpeg_noise(noise, quality).astype(int) - noise).mean() for quality in (100, 60, 20, 5)]
-    assert errors == sorted(errors) and errors[-1] > 40
+    assert errors == sorted(set(errors)) and errors[0] < 20 and errors[-1] > 40
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 200
     np.testing.assert_allclose(add_jpeg_noise(red, 95), red, atol=3)
