@@ -1,7 +1,7 @@
 """Does a deeper plain network learn worse than a shallower one, and do shortcuts mend it?
 
 He et al. 2015, section 4.2, in small: plain and residual networks of 20 and 56 layers, which differ in nothing else,
-are trained side by side on the pictures of a tutorial, hand signs of 64x64 pixels in two HDF5 files. The chart shows
+are trained side by side on the pictures of a tutorial, hand signs in two HDF5 files, made 32x32 pixels. The chart shows
 training and test error after each epoch. Without a path the files are looked for in the folder `signs` of `FRCNN_DATA`.
 """
 
@@ -82,7 +82,7 @@ def main(argv=None):
     parser.add_argument("folder", nargs="?", default=data, help="with train_signs.h5 and test_signs.h5 (%(default)s)")
     parser.add_argument("--output", default="degradation.png", help="chart to write (default: %(default)s)")
     parser.add_argument("--blocks", type=int, nargs=2, default=[3, 9], help="a stage, n for 6n + 2 layers: 3 9")
-    for name, default in (("epochs", 30), ("side", 64), ("width", 16), ("batch", 32), ("seed", 0)):
+    for name, default in (("epochs", 40), ("side", 32), ("width", 16), ("batch", 32), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     data = [array for part in ("train", "test") for array in read_signs(arguments.folder, part, arguments.side)]

@@ -64,7 +64,7 @@ def split_records(records, fraction, seed):
 
 
 def repeat_factors(records, threshold):
-    """How often pictures are to come in an epoch, so that rare classes are seen (Gupta et al. 2019, section 4.2).
+    """How often pictures are to come in an epoch, so that rare classes are seen (Gupta et al. 2019).
 
     A class that the share f of the pictures shows has the factor max(1, sqrt(threshold / f)), a picture the largest of
     its classes', and 1 without objects.
