@@ -42,6 +42,15 @@ class DataConfig(_Section):
     rotate_90: bool = _field(False, "turn by a random multiple of 90 degrees")
     scale_jitter: float = _field(0.0, "resize by a random factor in [1 - j, 1 + j]", ge=0, lt=1)
     colour_jitter: float = _field(0.0, "random brightness, contrast and saturation in [1 - j, 1 + j]", ge=0, lt=1)
+    random_crop: float = _field(0.0, "cut a random share of each side off, up to this one, and enlarge", ge=0, lt=1)
+    blur: float = _field(0.0, "Gaussian blur of a random deviation up to this one, pixels", ge=0, le=20)
+    jpeg_noise: int = _field(0, "compress as JPEG at a random quality from 100 down to 100 - n", ge=0, le=95)
+    repeat_threshold: float = _field(
+        0.0,
+        "repeat pictures of classes that fewer than this share of them show (Gupta et al. 2019); 0: none",
+        ge=0,
+        le=1,
+    )
     workers: int = _field(2, "threads that decode and augment", ge=1)
 
     @model_validator(mode="after")

@@ -76,6 +76,11 @@ class LabelledImage:
 
     is_portrait = False  # all are brought to squares, and any may share a batch
 
+    @property
+    def labels(self):
+        """(1,) int32, as in `ImageRecord`."""
+        return np.array([self.label], np.int32)
+
 
 @dataclass(frozen=True)
 class Detections:

@@ -104,9 +104,13 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
 
 def compile_model(model, records, **settings):
     """Compile a model whose `config` says how it is trained, with further settings of Keras's `compile`."""
-    train = model.config.train
-    steps = len(plan_epoch(records, train.batch_size, train.seed, 0))
-    model.compile(optimizer=build_optimizer(train, steps * train.epochs), **settings)
+    steps = _steps_in_an_epoch(model.config, records)
+    model.compile(optimizer=build_optimizer(model.config.train, steps * model.config.train.epochs), **settings)
+
+
+def _steps_in_an_epoch(config, records):
+    threshold = config.data.repeat_threshold
+    return len(plan_epoch(records, config.train.batch_size, config.train.seed, 0, repeat_threshold=threshold))
 
 
 def fit_model(model, records, validation, output, verbose, make, **score):
@@ -135,7 +139,7 @@ def fit_model(model, records, validation, output, verbose, make, **score):
         return model.fit(
             _as_fit_data(batches, records, config, make),
             epochs=config.train.epochs,
-            steps_per_epoch=len(plan_epoch(records, config.train.batch_size, config.train.seed, 0)),
+            steps_per_epoch=_steps_in_an_epoch(config, records),
             callbacks=build_callbacks(output, config, records, batches, **score),
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled

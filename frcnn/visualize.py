@@ -28,6 +28,9 @@ _PALETTE = (
 )
 _GOLDEN_RATIO = 0.61803398875
 _FIRST_HUE = 0.32  # keeps the first 14 further colours farthest from the palette
+_BLUE = (20, 60, 255)
+_STATE_COLOURS = ((130, 130, 130), (255, 150, 40), (0, 150, 60))  # of anchors: background, not in the loss, object
+_READABLE_SIDE = 1280  # pixels of a picture with fine lines in it
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -79,6 +82,50 @@ def draw_boxes(image, boxes, labels, class_names, scores=None):
         text = class_names[labels[index]] + ("" if scores is None else f" {scores[index]:.2f}")
         _draw_label(canvas, taken, text, corners[index], class_colour(labels[index]))
     return canvas
+
+
+def draw_anchors(image, anchors, matches, iou, boxes):
+    """Draw what the anchors of a picture stand for, on a pale copy of it.
+
+    There are thousands of anchors. Each box (blue) shows the best three that stand for it (green) and the best that no
+    loss sees (orange, thin); all others are dots at their centres, in the colour of the best anchor there, grey for
+    background.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        anchors: (A, 4) xyxy pixels.
+        matches: (A,) int: index of a box, -1 background, -2 not in the loss (`frcnn.ops.targets.match_anchors`).
+        iou: (G, A) overlap of boxes and anchors.
+        boxes: (G, 4) xyxy pixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB; a small picture is enlarged by a whole factor.
+    """
+    factor = max(1, _READABLE_SIDE // max(image.shape))
+    canvas = np.repeat(np.repeat(image, factor, 0), factor, 1)
+    canvas = cv2.addWeighted(canvas, 0.5, np.full_like(canvas, 255), 0.5, 0)
+    thickness = max(1, round(max(canvas.shape) / 500))
+    states = np.where(matches >= 0, 2, matches == -2)
+    _draw_centres(canvas, (anchors[:, :2] + anchors[:, 2:]) / 2 * factor, states, thickness)
+    for index, overlaps in enumerate(iou):
+        ranked = np.argsort(-overlaps)
+        _draw_outlines(canvas, anchors[ranked[states[ranked] == 1][:1]] * factor, _STATE_COLOURS[1], 1)
+        _draw_outlines(canvas, anchors[ranked[matches[ranked] == index][:3]] * factor, _STATE_COLOURS[2], thickness)
+    _draw_outlines(canvas, boxes * factor, _BLUE, thickness + 1)
+    return canvas
+
+
+def _draw_centres(canvas, centres, states, radius):
+    centres, place = np.unique(np.round(centres).astype(int), axis=0, return_inverse=True)
+    best = np.zeros(len(centres), int)
+    np.maximum.at(best, place.ravel(), states)
+    for centre, state in zip(centres.tolist(), best):
+        cv2.circle(canvas, centre, radius * (1 + state) // 2, _STATE_COLOURS[state], -1)
+
+
+def _draw_outlines(canvas, boxes, colour, thickness):
+    for x1, y1, x2, y2 in _pixel_corners(np.asarray(boxes, np.float64).reshape(-1, 4), canvas.shape):
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
 
 
 def contact_sheet(images, captions=None, side=160, columns=None):

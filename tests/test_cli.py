@@ -207,6 +207,17 @@ def test_an_override_may_stand_anywhere_even_after_a_list(command, flags):
     assert_one_sentence(command("detect", "-p", "nowhere", *flags), "nowhere: no such folder or picture")
 
 
+def test_training_says_how_many_pictures_are_background_and_what_is_repeated(command, pictures, training):
+    """Each class is on two of four pictures, so a threshold of 1 gives sqrt(2): 3 x 1.41 + 1 = 5.24 pictures."""
+    arguments = ["train", "-p", "all.txt", "--validation", "all.txt"]
+    _, out, _ = command(*arguments, "--output", "one")
+    assert "1 of the 4 pictures to train on show no object" in out and "rare classes" not in out
+    _, out, _ = command(*arguments, "--output", "two", "data.repeat_threshold=1")
+    assert "rare classes: tall x 1.41, wide x 1.41; an epoch takes 5 pictures of 4" in out
+    _, out, _ = command(*arguments, "--output", "three", "data.repeat_threshold=0.4")
+    assert "rare classes: none; an epoch takes 4 pictures of 4" in out
+
+
 class TestKerasFrcnnsFlags:
     @pytest.mark.parametrize(
         ("flags", "overrides"),

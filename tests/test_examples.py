@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -31,12 +32,16 @@ def run_notebook(**parameters):
     return names
 
 
-@pytest.fixture(scope="module")
-def multi_output():
-    spec = importlib.util.spec_from_file_location("multi_output", EXAMPLES / "multi_output.py")
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def multi_output():
+    return load_example("multi_output")
 
 
 def test_multi_output_model_learns_from_its_own_outputs(multi_output, tmp_path, capsys):
@@ -67,6 +72,25 @@ def test_multi_output_without_graphviz_says_so(multi_output, monkeypatch, tmp_pa
     monkeypatch.setattr(keras.utils, "plot_model", missing)
     assert multi_output.main(["--epochs", "1", "--graph", str(tmp_path / "graph.png")]) == 0
     assert "pip install pydot" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_degradation_trains_four_networks_that_differ_in_depth_and_shortcuts(tmp_path, capsys):
+    """Twelve pictures in the tutorials' layout: white ones are class 1, black ones 0, so any network learns them."""
+    for part in ("train", "test"):
+        labels = np.arange(12) % 2
+        pictures = np.repeat(labels * 255, 32 * 32 * 3).reshape(12, 32, 32, 3).astype(np.uint8)
+        with h5py.File(tmp_path / f"{part}_signs.h5", "w") as file:
+            file[f"{part}_set_x"], file[f"{part}_set_y"] = pictures, labels[None]
+    chart = tmp_path / "charts" / "d.png"
+    sizes = ["--blocks", "1", "2", "--epochs", "3", "--side", "28", "--width", "4", "--batch", "4"]
+    assert load_example("degradation").main([str(tmp_path), "--output", str(chart), *sizes]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[:4]]
+    assert [row[0] for row in rows] == ["plain-8", "plain-14", "residual-8", "residual-14"]
+    parameters = [int(row[1].replace(",", "")) for row in rows]
+    assert parameters[0] < parameters[1] < parameters[3] and parameters[0] < parameters[2]
+    errors = [[float(number) for number in re.findall(r"([\d.]+) %", " ".join(row))] for row in rows]
+    assert all(0 <= error <= 100 for row in errors for error in row) and errors[2][0] < 20
+    assert chart.read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.tensorflow

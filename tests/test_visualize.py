@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from frcnn.records import Detections
-from frcnn.visualize import class_colour, contact_sheet, draw_boxes, draw_detections
+from frcnn.visualize import class_colour, contact_sheet, draw_anchors, draw_boxes, draw_detections
 
 RED, GREEN = class_colour(0), class_colour(1)
 
@@ -152,3 +152,31 @@ def test_a_contact_sheet_shows_whole_pictures_in_rows_with_their_captions_below(
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([])
+
+
+def test_anchors_show_what_they_stand_for():
+    """Six anchors on 64x64, enlarged 20 times: the best three of box 0, the best one in no loss; the rest are dots."""
+    box = np.array([[10, 10, 30, 30]], np.float32)
+    anchors = box + np.array([[shift] * 4 for shift in (1, 2, 3, 4, 6, 7)], np.float32)
+    anchors = np.concatenate([anchors, [[40, 40, 60, 60]]]).astype(np.float32)
+    matches = np.array([0, 0, 0, 0, -2, -2, -1])
+    iou = np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0]])
+    drawn = draw_anchors(grey(64, 64), anchors, matches, iou, box)
+    assert drawn.shape == (1280, 1280, 3)
+
+    def is_drawn(index):  # the right edge of an anchor, half way down, where no other lies
+        return tuple(drawn[20 * int(anchors[index, 3]) - 60, 20 * int(anchors[index, 2]) - 1])
+
+    assert [is_drawn(index) for index in range(3)] == [(0, 150, 60)] * 3
+    assert is_drawn(4) == (255, 150, 40)
+    assert is_drawn(3) == is_drawn(5) == is_drawn(6) == (192, 192, 192)  # the grey picture, half way to white
+    assert tuple(drawn[400, 599]) == (20, 60, 255)
+    centres = [tuple(drawn[20 * row, 20 * row]) for row in (24, 26, 27, 50)]
+    assert centres == [(0, 150, 60), (255, 150, 40), (255, 150, 40), (130, 130, 130)]
+
+
+def test_anchors_at_one_centre_have_the_dot_of_the_best():
+    anchors = np.array([[10, 10, 30, 30], [0, 0, 40, 40], [18, 18, 22, 22]], np.float32)
+    for order in ([0, 1, 2], [2, 1, 0]):
+        drawn = draw_anchors(grey(64, 64), anchors[order], np.array([-1, -2, -1]), np.zeros((0, 3)), np.zeros((0, 4)))
+        assert tuple(drawn[400, 400]) == (255, 150, 40)

@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": "score a trained detector on annotated pictures",
     "convert-data": "write annotated pictures in another format, in one part or several",
     "classify": "train, score and use a classifier of whole pictures",
-    "inspect": "show the effective config",
+    "inspect": "show the effective config, the network, its anchors, its batches",
 }
 
 

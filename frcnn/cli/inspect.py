@@ -1,20 +1,296 @@
-"""Show the effective config: every field with its value and its meaning."""
+"""Look before training: the effective config, the network, its anchors, the batches that it sees."""
 
-from frcnn.cli import add_override_argument
+from pathlib import Path
 
-EXAMPLE = "frcnn inspect config --config config/resnet50_c4.yaml train.epochs=10"
+from frcnn.cli import add_annotation_arguments, add_override_argument, find_run
+
+EXAMPLE = "frcnn inspect model --config config/resnet50_c4.yaml data.im_size=480"
+SUBJECTS = {
+    "config": "every field with its value and its meaning",
+    "model": "the layers with parameters and multiply-adds; with --output also graphs (pydot and Graphviz)",
+    "anchors": "the anchors on a picture, and what they stand for where there are boxes",
+    "batch": "a contact sheet of padded, augmented batches with their boxes",
+}
+_CELL = 400  # pixels of a picture on a contact sheet
 
 
 def add_arguments(parser):
     """The arguments of `frcnn inspect`."""
-    parser.add_argument("what", choices=["config"], help="what to show")
-    parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults)")
-    add_override_argument(parser)
+    subjects = parser.add_subparsers(dest="what", required=True, metavar="what")
+    parsers = {name: subjects.add_parser(name, help=text, description=text) for name, text in SUBJECTS.items()}
+    parsers["anchors"].add_argument("image", metavar="IMAGE", help="a picture")
+    for name, subject in parsers.items():
+        source = subject.add_mutually_exclusive_group()
+        source.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults)")
+        if name != "config":
+            source.add_argument("--run", metavar="PATH", help="the config of a run folder or a config.pickle instead")
+        add_override_argument(subject)
+    model, anchors, batch = (parsers[name].add_argument for name in ("model", "anchors", "batch"))
+    model("--output", metavar="FOLDER", help="draw the graphs into this folder")
+    model("--format", default="png", choices=["png", "svg"], help="of the graphs (default: png)")
+    anchors("--boxes", metavar="PATH", help="annotations that hold the picture, of any format that training reads")
+    box = "a box in pixels of the picture; may be repeated"
+    anchors("--box", action="append", default=[], metavar="X1,Y1,X2,Y2", help=box)
+    anchors("--stride", type=int, metavar="N", help="pixels between anchors (default: the network's)")
+    anchors("--output", default="anchors.png", metavar="PNG", help="the picture to write (default: %(default)s)")
+    add_annotation_arguments(parsers["batch"])
+    batch("--epochs", type=int, default=4, metavar="N", help="rows of the sheet (default: %(default)s)")
+    batch("--output", default="batch.png", metavar="PNG", help="the sheet to write (default: %(default)s)")
 
 
 def run(arguments):
-    """Print the table."""
+    """Show what was asked for."""
+    show = {"config": _show_config, "model": _show_model, "anchors": _show_anchors, "batch": _show_batch}
+    return show[arguments.what](arguments)
+
+
+def _show_config(arguments):
     from frcnn.config import describe_config, load_config
 
     print(describe_config(load_config(arguments.config, arguments.overrides)))
+    return 0
+
+
+def _load(arguments):
+    """The config, and the class names of a run or None."""
+    from frcnn.config import load_config, load_run_config, with_overrides
+
+    if not arguments.run:
+        return load_config(arguments.config, arguments.overrides), None
+    config, class_names = load_run_config(find_run(arguments.run))
+    return with_overrides(config, arguments.overrides), class_names
+
+
+# --------------------------------------------------------------------------------------------------------- model
+
+
+def _show_model(arguments):
+    config, class_names = _load(arguments)
+    class_names = class_names or tuple(f"class {index}" for index in range(20))  # as many as Pascal VOC has
+
+    from frcnn.data.batches import padded_size
+    from frcnn.data.images import resized_size
+    from frcnn.models import summary
+    from frcnn.models.detector import build_detector
+
+    size = resized_size(3, 4, config.data.im_size, config.data.max_size)
+    detector, parts = summary.at_size(build_detector(config, class_names), *padded_size(size))
+    costs = {part.name: summary.layer_costs(part) for part in parts}
+    classifier = _build_classifier(config, len(class_names))
+    print(summary.cost_table(costs))
+    print(
+        f"\n{len(class_names)} classes, pictures of {_by(size)}, padded to {_by(padded_size(size))}; roi_head: one RoI."
+    )
+    print("Parameters include stored statistics; multiply-adds are those of convolutions and dense layers.")
+    if config.model.weights != "none" and config.model.conventions == "auto":
+        print("note: without what model.weights may ask for, such as biases")
+    print(_price_of_a_detection(costs, config.rpn.test_post_nms))
+    parameters, multiply_adds = summary.sum_costs(summary.layer_costs(classifier))
+    print(f"Its ResNet as a classifier of 224x224: {parameters:,} parameters, {multiply_adds:,} multiply-adds")
+    print(f"\nWhy bottlenecks (He et al. 2015, figure 5), kernels only:\n{summary.bottleneck_arithmetic(64)}")
+    if arguments.output:
+        backbone = summary.collapse_blocks(parts[0])
+        block = next(layer for layer in backbone.layers if layer.name.startswith("res"))
+        classifier = summary.collapse_blocks(classifier)
+        models = {"backbone": backbone, "block": block, "classifier": classifier, "training": detector}
+        _draw_graphs(models, Path(arguments.output), arguments.format)
+    return 0
+
+
+def _build_classifier(config, classes):
+    from frcnn.models.classifier import build_resnet
+    from frcnn.models.detector import conventions_name, normalisation
+    from frcnn.models.resnet import CONVENTIONS, ResNetSpec
+
+    conventions = CONVENTIONS[conventions_name(config.model.conventions)]
+    spec = ResNetSpec(config.model.depth, normalisation(config.model.norm), conventions=conventions)
+    return build_resnet(spec, (224, 224, 3), classes)
+
+
+def _by(size):
+    return f"{size[0]}x{size[1]}"
+
+
+def _price_of_a_detection(costs, rois):
+    from frcnn.models.summary import sum_costs
+
+    giga = {name: sum_costs(layers)[1] / 1e9 for name, layers in costs.items()}
+    head = giga.pop("roi_head")
+    terms = [f"{name} {value:.2f}" for name, value in giga.items()] + [f"roi_head {rois} x {head:.3f}"]
+    return f"A detection: {' + '.join(terms)} = {sum(giga.values()) + rois * head:.1f} G multiply-adds"
+
+
+def _draw_graphs(models, folder, format):
+    from frcnn.files import replacing
+    from frcnn.models.summary import draw_graph
+
+    pictures = {f"{name}.{format}": draw_graph(model, format) for name, model in models.items()}  # all, or none
+    for name, picture in pictures.items():
+        with replacing(folder / name, binary=True) as file:
+            file.write(picture)
+    print(f"\ngraphs in {folder}: {', '.join(pictures)}")
+
+
+# ------------------------------------------------------------------------------------------------------- anchors
+
+
+def _show_anchors(arguments):
+    config, _ = _load(arguments)
+    record, class_names = _find_boxes(arguments)
+
+    import numpy as np
+
+    from frcnn.data.augment import scale
+    from frcnn.data.batches import padded_size
+    from frcnn.data.images import read_image, resized_size, write_image
+    from frcnn.ops.boxes import box_iou
+    from frcnn.visualize import draw_anchors
+
+    size = resized_size(*record.size, config.data.im_size, config.data.max_size)
+    image, boxes = scale(read_image(record.path), record.boxes, size)
+    anchors, kinds, middle = _lay_out(_levels(config, arguments.stride), config.model.anchor_ratios, padded_size(size))
+    matches, iou = _match(anchors, boxes, config.rpn), np.asarray(box_iou(boxes, anchors))
+    print(f"{record.path}, {_by(record.size)}, resized to {_by(size)}, padded to {_by(padded_size(size))}")
+    print(_count_table(kinds, matches))
+    drawn = draw_anchors(image, anchors, matches, iou, boxes)
+    if len(boxes):
+        names = [class_names[label] for label in record.labels]
+        print(f"\n{_box_table(boxes, names, iou, matches, kinds)}")
+        low, threshold = (iou.max(axis=1) < config.rpn.positive_iou).sum(), config.rpn.positive_iou
+        print(
+            f"{low} of {len(boxes)} boxes below rpn.positive_iou={threshold:g}: their best anchors alone are positive"
+        )
+    else:
+        drawn = _draw_cell(drawn, anchors[middle] * (len(drawn) // len(image)), kinds[middle])
+    write_image(arguments.output, drawn)
+    print(f"written to {arguments.output}")
+    return 0
+
+
+def _levels(config, stride):
+    """(stride, sizes) of each feature map with anchors."""
+    from frcnn.models.detector import STRIDE
+
+    if stride is not None and stride < 1:
+        raise ValueError(f"--stride ({stride}) must be at least 1")
+    return [(stride or STRIDE, config.model.anchor_sizes)]
+
+
+def _match(anchors, boxes, settings):
+    """What training makes of the anchors, (A,): see `frcnn.ops.targets.match_anchors`."""
+    import numpy as np
+
+    from frcnn.ops.targets import match_anchors
+
+    empty = [[0, 0, 0, 0]]  # a slot that holds no box, as in every batch
+    slots, labels = np.concatenate([boxes, empty]).astype(np.float32), np.arange(len(boxes) + 1)
+    labels[-1] = -1
+    return np.asarray(match_anchors(anchors, slots[None], labels[None], settings.positive_iou, settings.negative_iou))[
+        0
+    ]
+
+
+def _draw_cell(picture, anchors, kinds):
+    """Draw the anchors of one cell, named by their size."""
+    from frcnn.visualize import draw_boxes
+
+    sizes = sorted(set(kinds[:, 1]))
+    labels = [sizes.index(size) for size in kinds[:, 1]]
+    return draw_boxes(picture, anchors, labels, [f"{size:g}" for size in sizes])
+
+
+def _find_boxes(arguments):
+    """The record of the picture, with the boxes that were given, and the names of their classes."""
+    import os
+
+    from frcnn.data.images import image_size
+    from frcnn.data.readers import read_records
+    from frcnn.records import ImageRecord
+
+    path, place = arguments.image, arguments.boxes
+    if place and arguments.box:
+        raise ValueError("give either --boxes or --box, not both")
+    if place:
+        records, class_names = read_records(place, "auto")
+        found = [record for record in records if os.path.realpath(record.path) == os.path.realpath(path)]
+        if not found:
+            raise ValueError(f"{place} does not hold {path}, only {len(records)} others, as {records[0].path}")
+        return found[0], class_names
+    try:
+        boxes = [[float(number) for number in box.split(",")] for box in arguments.box]
+    except ValueError:
+        boxes = [[]]
+    if any(len(box) != 4 for box in boxes):
+        raise ValueError(
+            f"--box {' '.join(arguments.box)}: expected X1,Y1,X2,Y2, four numbers in pixels of the picture"
+        )
+    return ImageRecord(path, image_size(path), boxes, [0] * len(boxes)), ("box",)
+
+
+def _lay_out(levels, ratios, size):
+    """Of levels (stride, sizes): (A, 4) anchors; (A, 3) their stride, size, ratio; indices of those in the middle."""
+    import numpy as np
+
+    from frcnn.ops.anchors import grid_anchors
+
+    anchors, kinds, middle = [], [], []
+    for stride, sizes in levels:
+        rows, columns = (-(-side // stride) for side in size)
+        of_a_cell = np.array([(stride, side, ratio) for ratio in ratios for side in sizes])  # grid_anchors' order
+        first = sum(map(len, anchors)) + (rows // 2 * columns + columns // 2) * len(of_a_cell)
+        middle.append(np.arange(first, first + len(of_a_cell)))
+        anchors.append(np.asarray(grid_anchors(rows, columns, stride, sizes, ratios)))
+        kinds.append(np.tile(of_a_cell, (rows * columns, 1)))
+    return np.concatenate(anchors), np.concatenate(kinds), np.concatenate(middle)
+
+
+def _count_table(kinds, matches):
+    """How many anchors of each stride and size stand for a box, are in no loss, are background."""
+    import pandas as pd
+
+    states = {"anchors": matches > -3, "positive": matches >= 0, "ignored": matches == -2, "negative": matches == -1}
+    table = pd.DataFrame({"stride": kinds[:, 0], "size": kinds[:, 1], **states})
+    return table.groupby(["stride", "size"], as_index=False).sum().to_string(index=False, float_format="{:g}".format)
+
+
+def _box_table(boxes, names, iou, matches, kinds):
+    """What each box gets: its best overlap, the anchors that stand for it, the kind of the best one."""
+    import numpy as np
+    import pandas as pd
+
+    width, height = (boxes[:, 2:] - boxes[:, :2]).round().astype(int).T
+    table = pd.DataFrame({"class": names, "width": width, "height": height, "best IoU": iou.max(axis=1).round(2)})
+    table["positive"] = [(matches == index).sum() for index in range(len(boxes))]
+    best = kinds[np.argmax(iou, axis=1)]
+    table = table.assign(stride=best[:, 0].astype(int), size=best[:, 1], ratio=best[:, 2])
+    return table.to_string(index=False, formatters=dict.fromkeys(("size", "ratio"), "{:g}".format))
+
+
+# --------------------------------------------------------------------------------------------------------- batch
+
+
+def _show_batch(arguments):
+    from frcnn.data.batches import make_batch, plan_epoch
+    from frcnn.data.images import write_image
+    from frcnn.data.readers import read_records
+    from frcnn.visualize import contact_sheet, draw_boxes
+
+    if arguments.epochs < 1:
+        raise ValueError(f"--epochs ({arguments.epochs}) must be at least 1")
+    config, class_names = _load(arguments)
+    records, class_names = read_records(arguments.path, arguments.parser, class_names, split=arguments.split)
+    seed = config.train.seed
+    plan = plan_epoch(records, config.train.batch_size, seed, 0, shuffle=False)[:1]
+    images, captions = [], []
+    for epoch in range(-1, arguments.epochs):
+        batch = make_batch(records, config, seed, max(epoch, 0), 0, plan=plan, augment=epoch >= 0)
+        row = f"epoch {epoch + 1}" if epoch >= 0 else "not augmented"
+        for image, size, boxes, labels in zip(
+            *(batch[key] for key in ("images", "image_sizes", "gt_boxes", "gt_labels"))
+        ):
+            images.append(draw_boxes(image, boxes[labels >= 0], labels[labels >= 0], class_names))
+            captions.append(f"{row}: {_by(size)} in {_by(image.shape)}")
+    write_image(arguments.output, contact_sheet(images, captions, side=_CELL, columns=plan.shape[1]))
+    print(", ".join(records[index].path for index in plan[0]))
+    print(f"written to {arguments.output}: a row as they are, then one for each of {arguments.epochs} epochs")
     return 0

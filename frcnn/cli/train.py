@@ -114,9 +114,24 @@ def _read(arguments, config):
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
     shown = {label for record in records for label in record.labels.tolist()}
     unseen = [name for label, name in enumerate(class_names) if label not in shown]
+    _describe_epoch(records, class_names, config.data.repeat_threshold)
     if unseen:
         print(f"note: the {len(records)} pictures to train on show no {', '.join(unseen)}: it cannot be learned")
     return records, class_names, validation
+
+
+def _describe_epoch(records, class_names, threshold):
+    """Say how many pictures are background only, and what is repeated how often."""
+    from frcnn.data.batches import repeat_factors
+
+    background = sum(not len(record.boxes) for record in records)
+    if background:
+        print(f"{background} of the {len(records)} pictures to train on show no object: background only")
+    if threshold:
+        of_picture, of_class = repeat_factors(records, threshold)
+        raised = sorted((label, factor) for label, factor in of_class.items() if factor > 1)
+        rare = ", ".join(f"{class_names[label]} x {factor:.2f}" for label, factor in raised) or "none"
+        print(f"rare classes: {rare}; an epoch takes {of_picture.sum():.0f} pictures of {len(records)}")
 
 
 def _copy_out(arguments, output):

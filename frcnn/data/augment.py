@@ -8,6 +8,8 @@ import numpy as np
 
 from frcnn.data.images import resize_image
 
+_LEAST_LEFT = 0.5  # of a box's area: less of an object often does not tell what it is
+
 
 def flip_horizontal(image, boxes):
     """Mirror left-right."""
@@ -57,6 +59,38 @@ def zoom(image, factor, place):
     shift = [side * (1 - factor) * share + (factor - 1) / 2 for side, share in zip((width, height), place)]
     matrix = np.array([[factor, 0, shift[0]], [0, factor, shift[1]]], np.float64)
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def crop(image, boxes, window):
+    """Cut a window out; boxes are clipped to it, and those that keep less than half of their area are dropped.
+
+    Args:
+        image, boxes: as everywhere here.
+        window: (x1, y1, x2, y2) ints, inside the picture.
+
+    Returns:
+        image, boxes of those kept, (G,) bool which are kept. All boxes lost would make a background of a picture with
+        objects: then nothing is cut off.
+    """
+    x1, y1, x2, y2 = window
+    corner = np.array((x1, y1, x1, y1), np.float32)
+    clipped = np.clip(boxes, corner, np.array((x2, y2, x2, y2), np.float32))
+    area, left = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (boxes, clipped))
+    kept = left >= _LEAST_LEFT * area
+    if len(boxes) and not kept.any():
+        return image.copy(), boxes.copy(), ~kept
+    return image[y1:y2, x1:x2].copy(), clipped[kept] - corner, kept
+
+
+def blur(image, deviation):
+    """Gaussian blur of a deviation in pixels; 0 changes nothing."""
+    return cv2.GaussianBlur(image, (0, 0), deviation) if deviation > 0 else image.copy()
+
+
+def add_jpeg_noise(image, quality):
+    """What JPEG compression of this quality, 5 to 100, leaves of a picture."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def jitter_colour(image, brightness=1.0, contrast=1.0, saturation=1.0):

@@ -4,11 +4,23 @@ A batch is a pure function of (records, config, seed, epoch, step): a resumed ru
 state, and the files of any batch can be named afterwards. The generator only iterates and works ahead.
 """
 
+import math
+from collections import Counter
 from itertools import count
 
 import numpy as np
 
-from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale, zoom
+from frcnn.data.augment import (
+    add_jpeg_noise,
+    blur,
+    crop,
+    flip_horizontal,
+    flip_vertical,
+    jitter_colour,
+    rotate_90,
+    scale,
+    zoom,
+)
 from frcnn.data.images import as_rgb, read_image, resize_image, resized_size
 from frcnn.data.threads import map_in_threads
 
@@ -19,6 +31,8 @@ _BATCHES_AHEAD = 2  # finished batches that wait, besides one in work on each th
 # The fourth word keeps these streams apart from the (seed, epoch, step) of a batch: numpy pads short seeds with zeros.
 _PLAN_STREAM = 1
 _SPLIT_STREAM = 2
+_REPEAT_STREAM = 3
+_NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 def split_records(records, fraction, seed):
@@ -51,11 +65,32 @@ def split_records(records, fraction, seed):
     return train, [record for index, record in enumerate(records) if index in validation]
 
 
-def plan_epoch(records, batch_size, seed, epoch, shuffle=True):
+def repeat_factors(records, threshold):
+    """How often pictures are to come in an epoch, so that rare classes are seen (Gupta et al. 2019).
+
+    A class that the share f of the pictures shows has the factor max(1, sqrt(threshold / f)), a picture the largest of
+    its classes', and 1 without objects.
+
+    Args:
+        records: list of ImageRecord or LabelledImage.
+        threshold: 0..1; 0: all factors are 1.
+
+    Returns:
+        (N,) float64, at least 1; {label: factor} of the classes that occur.
+    """
+    shown = [set(record.labels.tolist()) for record in records]
+    pictures = Counter(label for labels in shown for label in labels)
+    of_class = {label: max(1.0, math.sqrt(threshold * len(records) / count)) for label, count in pictures.items()}
+    return np.array([max((of_class[label] for label in labels), default=1.0) for labels in shown]), of_class
+
+
+def plan_epoch(records, batch_size, seed, epoch, shuffle=True, repeat_threshold=0.0):
     """Say which pictures each step of an epoch takes.
 
     Portrait and landscape pictures never share a batch, which would pad both. Every picture appears; the last batch of
-    a group is filled up with pictures of the group that come a second time, so that no batch is smaller.
+    a group is filled up with pictures of the group that come a second time, so that no batch is smaller. With a
+    threshold a picture comes as often as `repeat_factors` says, on average over the epochs, in each epoch the next
+    integer below or above; all epochs are equally long. Without shuffling nothing is repeated.
 
     Returns:
         (steps, batch_size) int64, indices into records.
@@ -65,15 +100,26 @@ def plan_epoch(records, batch_size, seed, epoch, shuffle=True):
     """
     if not records:
         raise ValueError("no pictures: a batch needs at least one record")
-    generator = np.random.default_rng([seed, epoch, 0, _PLAN_STREAM])
+    generator, chance = (np.random.default_rng([seed, epoch, 0, stream]) for stream in (_PLAN_STREAM, _REPEAT_STREAM))
     portrait = np.array([record.is_portrait for record in records])
+    factors = repeat_factors(records, repeat_threshold if shuffle else 0.0)[0]
     batches = []
     for group in (np.flatnonzero(~portrait), np.flatnonzero(portrait)):
-        order = generator.permutation(group) if shuffle else group
-        steps = -(-len(group) // batch_size)
+        repeated = _repeat(group, factors[group], chance)
+        order = generator.permutation(repeated) if shuffle else group
+        steps = math.ceil((len(group) + math.ceil((factors[group] - 1).sum())) / batch_size)
         batches.append(np.resize(order, (steps, batch_size)))  # np.resize repeats from the start
     plan = np.concatenate(batches)
     return generator.permutation(plan) if shuffle else plan
+
+
+def _repeat(group, factors, generator):
+    """Repeat each index by its factor, rounded up or down by chance so that the sum is rounded only once; ascending."""
+    order = generator.permutation(len(group))
+    # What factors have above 1 is laid end to end along a ruler whose ticks, one apart, are shifted by chance: each
+    # picture comes once, and once more for every tick within its length.
+    ticks = np.floor(np.cumsum(factors[order] - 1) + generator.random())
+    return np.sort(np.repeat(group[order], 1 + np.diff(ticks, prepend=0).astype(int)))
 
 
 def batch_files(records, config, seed, epoch, step, *, batch_size=None, shuffle=True, plan=None):
@@ -110,14 +156,17 @@ def make_batch(records, config, seed, epoch, step, *, batch_size=None, augment=T
     """
     indices = _batch_indices(records, config, seed, epoch, step, batch_size, shuffle, plan)
     generator = np.random.default_rng([seed, epoch, step])
+    (other,) = generator.spawn(1)  # for crop, blur and compression, so that they leave the first stream as it is
     sampling_seeds = generator.integers(0, 2**31, len(indices)).astype(np.int32)
     odd_turn, factor = _draw_for_batch(config.data, generator) if augment else (False, 1.0)
     pictures = []
     for index in indices:
-        image, boxes = _load_picture(records[index], config.data, factor)
+        draws = other.random(5) if augment else None
+        image, boxes, labels = _load_picture(records[index], config.data, factor, draws)
         if augment:
             image, boxes = _augment(image, boxes, config.data, odd_turn, generator)
-        pictures.append((image, boxes, records[index].labels))
+            image = _degrade(image, config.data, draws)
+        pictures.append((image, boxes, labels))
     return {**_pad(pictures), "sampling_seeds": sampling_seeds}
 
 
@@ -144,16 +193,21 @@ def make_labelled_batch(records, config, seed, epoch, step, *, augment=True, shu
     indices = _batch_indices(records, config, seed, epoch, step, None, shuffle, plan)
     indices = indices if shuffle else indices[: len(records) - step * len(indices)]
     generator = np.random.default_rng([seed, epoch, step])
-    size = (config.data.im_size, config.data.im_size)  # whatever the proportions were
-    images = [resize_image(load_picture(records[index]), size) for index in indices]
-    if augment:
-        images = [_augment_square(image, config.data, generator) for image in images]
+    (other,) = generator.spawn(1)  # as in `make_batch`
+    images = []
+    for index in indices:
+        image, draws = load_picture(records[index]), other.random(5) if augment else None
+        image, *_ = _crop(image, _NO_BOXES, config.data, draws)
+        image = resize_image(image, (config.data.im_size, config.data.im_size))  # whatever the proportions were
+        if augment:
+            image = _degrade(_augment_square(image, config.data, generator), config.data, draws)
+        images.append(image)
     return np.stack(images), np.array([records[index].label for index in indices], np.int32)
 
 
 def _augment_square(image, data, generator):
     odd_turn, factor, place = generator.random() < 0.5, generator.uniform(-1, 1), generator.random(2)
-    image, _ = _augment(image, np.zeros((0, 4), np.float32), data, odd_turn, generator)
+    image, _ = _augment(image, _NO_BOXES, data, odd_turn, generator)
     return zoom(image, 1 + data.scale_jitter * factor, place) if data.scale_jitter else image
 
 
@@ -178,21 +232,22 @@ def training_batches(records, config, seed, *, start=(0, 0), epochs=None, augmen
         batch = make(records, config, seed, epoch, step, augment=augment, shuffle=shuffle, plan=plan)
         return batch if isinstance(batch, tuple) else (batch,)
 
-    steps = _iterate_steps(records, config.train.batch_size, seed, start, epochs, shuffle)
+    steps = _iterate_steps(records, config, seed, start, epochs, shuffle)
     return map_in_threads(load, steps, config.data.workers, _BATCHES_AHEAD)
 
 
-def _iterate_steps(records, batch_size, seed, start, epochs, shuffle):
+def _iterate_steps(records, config, seed, start, epochs, shuffle):
     first_epoch, first_step = start
     for epoch in count(first_epoch) if epochs is None else range(first_epoch, epochs):
-        plan = plan_epoch(records, batch_size, seed, epoch, shuffle)
+        plan = plan_epoch(records, config.train.batch_size, seed, epoch, shuffle, config.data.repeat_threshold)
         for step in range(first_step if epoch == first_epoch else 0, len(plan)):
             yield epoch, step, plan
 
 
 def _batch_indices(records, config, seed, epoch, step, batch_size, shuffle, plan):
     if plan is None:
-        plan = plan_epoch(records, batch_size or config.train.batch_size, seed, epoch, shuffle)
+        batch_size = batch_size or config.train.batch_size
+        plan = plan_epoch(records, batch_size, seed, epoch, shuffle, config.data.repeat_threshold)
     if not 0 <= step < len(plan):
         raise ValueError(f"step {step} is not in epoch {epoch}, which has the steps 0 to {len(plan) - 1}")
     return plan[step]
@@ -205,16 +260,34 @@ def _draw_for_batch(data, generator):
     return bool(odd_turn), float(factor)
 
 
-def _load_picture(record, data, factor):
-    image = read_image(record.path)
+def _load_picture(record, data, factor, draws):
+    """The picture, its boxes and their labels; cropped by `draws`, if there are."""
+    image, boxes, labels = read_image(record.path), record.boxes, record.labels
     if image.shape[:2] != record.size:
         raise ValueError(
             f"{record.path}: the picture is {image.shape[0]} high and {image.shape[1]} wide, its annotation says "
             f"{record.size[0]} and {record.size[1]}; read the annotations again if the file has changed"
         )
+    image, boxes, kept = _crop(image, boxes, data, draws)
+    # The crop is enlarged to what the whole picture would be, else every batch had a size of its own.
     # Both limits move, else a long picture, held by max_size, would never be enlarged.
     size = resized_size(*record.size, round(data.im_size * factor), round(data.max_size * factor))
-    return scale(image, record.boxes, size)
+    return *scale(image, boxes, size), labels[kept]
+
+
+def _crop(image, boxes, data, draws):
+    """`crop` to a part of the picture's own shape, of a size and at a place by the first three of `draws`, if any."""
+    if draws is None or not data.random_crop:
+        return image, boxes, np.ones(len(boxes), bool)
+    window = _crop_window(image.shape[:2], 1 - data.random_crop * draws[0], draws[1:3])
+    return crop(image, boxes, window)
+
+
+def _crop_window(size, share, place):
+    """(x1, y1, x2, y2) of a part of a picture that has its shape; place: 0..1 from top and left."""
+    height, width = (max(1, round(share * side)) for side in size)
+    y1, x1 = (round(where * (whole - part)) for where, whole, part in zip(place, size, (height, width)))
+    return x1, y1, x1 + width, y1 + height
 
 
 def _augment(image, boxes, data, odd_turn, generator):
@@ -231,6 +304,20 @@ def _augment(image, boxes, data, odd_turn, generator):
     return image, boxes
 
 
+def _degrade(image, data, draws):
+    """Blur, then compress: the order in which a camera does."""
+    if data.blur:
+        image = blur(image, data.blur * draws[3])
+    if data.jpeg_noise:
+        image = add_jpeg_noise(image, 100 - round(data.jpeg_noise * draws[4]))
+    return image
+
+
+def padded_size(size):
+    """The next multiples of 32 of (height, width), as ints."""
+    return tuple(-(-int(side) // _SIZE_STEP) * _SIZE_STEP for side in size)
+
+
 def pad_images(images):
     """Put pictures into one array, zero-padded at right and bottom to the next multiples of 32.
 
@@ -240,7 +327,7 @@ def pad_images(images):
     Returns:
         (B, H', W', 3) uint8.
     """
-    height, width = -(-np.max([image.shape[:2] for image in images], axis=0) // _SIZE_STEP) * _SIZE_STEP
+    height, width = padded_size(np.max([image.shape[:2] for image in images], axis=0))
     padded = np.zeros((len(images), height, width, 3), np.uint8)
     for position, image in enumerate(images):
         padded[position, : image.shape[0], : image.shape[1]] = image

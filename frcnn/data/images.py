@@ -153,7 +153,8 @@ def write_image(path, image):
         with replacing(path, binary=True) as file:
             file.write(data)
     except (cv2.error, OSError) as error:
-        raise ValueError(f"{path}: the picture cannot be written ({error})") from error
+        reason = error if isinstance(error, OSError) else "its suffix is not that of a picture, such as .png"
+        raise ValueError(f"{path}: the picture cannot be written ({reason})") from error
 
 
 def resized_size(height, width, im_size, max_size):

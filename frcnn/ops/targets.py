@@ -32,12 +32,24 @@ def rpn_targets(
         labels: (B, S) int32: 1 object, 0 background, -1 empty slot.
         delta_targets: (B, S, 4) float32; meaningful where the label is 1.
     """
-    matches = match_boxes(_iou_with_truth(gt_boxes, gt_labels, anchors[None]), positive_iou, negative_iou, True)
+    matches = match_anchors(anchors, gt_boxes, gt_labels, positive_iou, negative_iou)
     indices, valid = sample_indices(matches >= 0, matches == BELOW_LOW, seeds, samples, positive_fraction)
     matched = ops.take_along_axis(matches, indices, axis=1)
     labels = ops.where(valid, ops.cast(matched >= 0, "int32"), -1)
     boxes = take_boxes(gt_boxes, ops.maximum(matched, 0))
     return indices, labels, encode_boxes(boxes, ops.take(anchors, indices, axis=0), delta_weights)
+
+
+def match_anchors(anchors, gt_boxes, gt_labels, positive_iou, negative_iou):
+    """Say which box each anchor stands for; the best anchors of each box stand for it whatever their IoU.
+
+    Args:
+        anchors, gt_boxes, gt_labels, positive_iou, negative_iou: see `rpn_targets`.
+
+    Returns:
+        (B, A) int32: index of a box, -1 background, -2 in between, which no loss sees.
+    """
+    return match_boxes(_iou_with_truth(gt_boxes, gt_labels, anchors[None]), positive_iou, negative_iou, True)
 
 
 def sample_rois(

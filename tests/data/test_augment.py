@@ -1,9 +1,21 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frcnn.data.augment import flip_horizontal, flip_vertical, jitter_colour, rotate_90, scale, zoom
+from frcnn.data.augment import (
+    add_jpeg_noise,
+    blur,
+    crop,
+    flip_horizontal,
+    flip_vertical,
+    jitter_colour,
+    rotate_90,
+    scale,
+    zoom,
+)
 
 TRANSFORMS = {
     "horizontal": flip_horizontal,
@@ -134,3 +146,79 @@ def test_zoom_looks_where_it_is_told():
     rows, columns = np.nonzero(found[0.0, 1.0][..., 0] > 127)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 11, 4, 7)
     assert not found[1.0, 0.0].any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(sample=painted(), data=st.data())
+def test_a_crop_keeps_the_box_on_what_was_painted_or_drops_it_when_less_than_half_is_left(sample, data):
+    image, boxes = sample
+    height, width = image.shape[:2]
+    x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
+    # A second box over the whole window stays, so that the painted one may be dropped.
+    both = np.concatenate([boxes, [[x1, y1, x2, y2]]]).astype(np.float32)
+    cut, found, kept = crop(image, both, (x1, y1, x2, y2))
+    assert cut.shape == (y2 - y1, x2 - x1, 3) and (cut.dtype, found.dtype) == (np.uint8, np.float32)
+    left = np.count_nonzero(cut[..., 0])
+    assert kept.tolist() == [left >= np.count_nonzero(image[..., 0]) / 2, True]
+    np.testing.assert_array_equal(found[-1], [0, 0, x2 - x1, y2 - y1])
+    if kept[0]:
+        np.testing.assert_array_equal(found[0], find_box(cut))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sample=painted(), data=st.data())
+def test_a_crop_never_drops_the_only_box(sample, data):
+    image, boxes = sample
+    height, width = image.shape[:2]
+    x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    cut, found, kept = crop(image, boxes, (x1, y1, x1 + 1, y1 + 1))
+    assert kept.tolist() == [True]
+    np.testing.assert_array_equal(found, [find_box(cut)])
+
+
+def test_a_crop_by_hand():
+    """Of a 10x10 box a window of 20 from (5, 5) leaves 5x10 of one that begins at x=0, y=5: half, kept; 4.9x10 not."""
+    image = np.arange(30 * 40 * 3, dtype=np.uint32).reshape(30, 40, 3).astype(np.uint8)
+    boxes = np.array([[0, 5, 10, 15], [-0.1, 5, 9.9, 15], [20, 20, 30, 30], [10, 10, 12, 12]], np.float32)
+    cut, found, kept = crop(image, boxes, (5, 5, 25, 25))
+    np.testing.assert_array_equal(cut, image[5:25, 5:25])
+    assert kept.tolist() == [True, False, False, True]
+    np.testing.assert_array_equal(found, [[0, 0, 5, 10], [5, 5, 7, 7]])
+    whole, none, _ = crop(image, np.zeros((0, 4), np.float32), (5, 5, 25, 25))
+    assert whole.shape == (20, 20, 3) and none.shape == (0, 4)
+
+
+@st.composite
+def painted_large(draw):
+    """As `painted`, with a box of at least 12 pixels at every side, which neither blur nor compression wears away."""
+    x1, y1, width, height = (draw(st.integers(8, 24)) for _ in range(4))
+    image = np.zeros((64, 64, 3), np.uint8)
+    box = [x1, y1, x1 + max(12, width), y1 + max(12, height)]
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image, box
+
+
+@pytest.mark.parametrize("change", [blur, add_jpeg_noise])
+@settings(max_examples=40, deadline=None)
+@given(sample=painted_large(), strength=st.integers(0, 10))
+def test_blur_and_compression_leave_the_box_where_it_is(change, sample, strength):
+    image, box = sample
+    changed = change(image, strength / 5 if change is blur else 100 - 8 * strength)
+    assert changed.shape == image.shape and changed.dtype == np.uint8
+    assert find_box(changed) == box
+
+
+def test_blur_and_compression_do_what_they_say():
+    """An edge of 0 and 200 blurred by 2 pixels is 200 times the normal distribution at each pixel's distance."""
+    image = np.zeros((9, 40, 3), np.uint8)
+    image[:, 20:] = 200
+    expected = [200 * (1 + math.erf((x - 19.5) / 2 / math.sqrt(2))) / 2 for x in range(40)]
+    np.testing.assert_allclose(blur(image, 2.0)[4, :, 1], expected, atol=2)
+    np.testing.assert_array_equal(blur(image, 0.0), image)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    errors = [np.abs(add_jpeg_noise(noise, quality).astype(int) - noise).mean() for quality in (100, 60, 20, 5)]
+    assert errors == sorted(set(errors)) and errors[0] < 20 and errors[-1] > 40
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    np.testing.assert_allclose(add_jpeg_noise(red, 95), red, atol=3)

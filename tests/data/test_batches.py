@@ -14,12 +14,14 @@ from frcnn.data.batches import (
     make_labelled_batch,
     pad_images,
     plan_epoch,
+    repeat_factors,
     split_records,
     training_batches,
 )
 from frcnn.records import ImageRecord, LabelledImage
 
-EVERYTHING = {"vertical_flip": True, "rotate_90": True, "scale_jitter": 0.3, "colour_jitter": 0.4}
+OLDER = {"vertical_flip": True, "rotate_90": True, "scale_jitter": 0.3, "colour_jitter": 0.4}
+EVERYTHING = {**OLDER, "random_crop": 0.5, "blur": 1.5, "jpeg_noise": 60}
 
 
 def config(batch_size=2, **data):
@@ -130,6 +132,75 @@ def test_plan_of_nothing_is_an_error():
         plan_epoch([], 2, 0, 0)
 
 
+def shown_records(*labels_of_pictures, size=(10, 20)):
+    """Records of one size whose pictures show these labels, each in a box of its own."""
+    return [ImageRecord("", size, [[0, 0, 1, 1]] * len(labels), labels) for labels in labels_of_pictures]
+
+
+def test_repeat_factors_by_hand():
+    """Ten pictures: class 0 on eight (f = 0.8), 1 on two (0.2), 2 on one (0.1), threshold 0.4; one without objects.
+
+    sqrt(0.4 / 0.8) is below 1, so 1; sqrt(0.4 / 0.2) = sqrt(2); sqrt(0.4 / 0.1) = 2. Two boxes of a class count once.
+    """
+    records = shown_records([0], [0, 0], [0], [0], [0], [0], [0, 1], [0, 1, 2], [], [])
+    of_picture, of_class = repeat_factors(records, 0.4)
+    assert of_class == pytest.approx({0: 1.0, 1: 2**0.5, 2: 2.0})
+    np.testing.assert_allclose(of_picture, [1, 1, 1, 1, 1, 1, 2**0.5, 2, 1, 1])
+    np.testing.assert_array_equal(repeat_factors(records, 0.0)[0], 1)
+
+
+def test_pictures_of_rare_classes_come_as_often_as_their_factors_say():
+    """Ten pictures show class 0, four of them 1, one 2: factors 1, sqrt(0.9 / 0.4) = 1.5 and sqrt(0.9 / 0.1) = 3.
+
+    Their sum is 5 x 1 + 4 x 1.5 + 3 = 14 in every epoch, so two of the four come twice; over 400 epochs the mean of
+    each is 1.5 within five standard deviations of 0.5 / 20.
+    """
+    records = shown_records(*[[0]] * 5, *[[0, 1]] * 4, [0, 2])
+    plans = [plan_epoch(records, 1, 0, epoch, repeat_threshold=0.9) for epoch in range(400)]
+    counts = np.array([np.bincount(plan.ravel(), minlength=10) for plan in plans])
+    assert {plan.shape for plan in plans} == {(14, 1)}
+    assert (counts[:, :5] == 1).all() and (counts[:, 9] == 3).all()
+    assert set(counts[:, 5:9].ravel()) == {1, 2} and (counts[:, 5:9].sum(axis=1) == 6).all()
+    np.testing.assert_allclose(counts[:, 5:9].mean(axis=0), 1.5, atol=0.125)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shown=st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=25),
+    portrait=st.integers(0, 25),
+    threshold=st.floats(0, 1),
+    batch_size=st.integers(1, 5),
+)
+def test_a_plan_with_repeats_is_pure_equally_long_and_leaves_no_picture_out(shown, portrait, threshold, batch_size):
+    records = [
+        ImageRecord("", (20, 10) if index < portrait else (10, 20), [[0, 0, 1, 1]] * len(labels), sorted(labels))
+        for index, labels in enumerate(shown)
+    ]
+    settings_ = {"batch_size": batch_size, "seed": 4, "repeat_threshold": threshold}
+    plans = [plan_epoch(records, epoch=epoch, **settings_) for epoch in range(4)]
+    np.testing.assert_array_equal(plans[2], plan_epoch(records, epoch=2, **settings_))
+    assert {plan.shape for plan in plans} == {plans[0].shape}
+    for plan in plans:
+        assert set(plan.ravel()) == set(range(len(records)))
+        for batch in plan:
+            assert len({index < portrait for index in batch}) == 1
+    unshuffled = plan_epoch(records, epoch=0, shuffle=False, **settings_)
+    np.testing.assert_array_equal(unshuffled, plan_epoch(records, batch_size, 4, 0, shuffle=False))
+
+
+def test_the_field_repeats_in_training_and_leaves_validation_as_it_is(records):
+    """Class 2 is on four of seven pictures, 1 on five, 0 on six; the threshold 1 gives its four sqrt(7 / 4) = 1.32."""
+    repeating = config(1, repeat_threshold=1.0)
+    expected = [plan_epoch(records, 1, 3, epoch, repeat_threshold=1.0) for epoch in (0, 1)]
+    assert len(expected[0]) > len(plan_epoch(records, 1, 3, 0)) == 7
+    batches = list(training_batches(records, repeating, 3, epochs=2))
+    assert len(batches) == 2 * len(expected[0])
+    for step, (batch,) in enumerate(batches[: len(expected[0])]):
+        assert_same_batch(batch, make_batch(records, repeating, 3, 0, step, plan=expected[0]))
+        assert batch_files(records, repeating, 3, 0, step) == [records[expected[0][step, 0]].path]
+    assert len(list(training_batches(records, repeating, 3, epochs=1, augment=False, shuffle=False))) == 7
+
+
 # --- make_batch
 
 
@@ -223,6 +294,49 @@ def test_odd_turns_and_scale_are_shared_by_a_batch(records):
     for seed in range(10):
         batch = make_batch(landscape, config(4, rotate_90=True, scale_jitter=0.5), seed, 0, 0)
         assert len({tuple(size) for size in batch["image_sizes"].tolist()}) == 1
+
+
+def test_a_crop_cuts_off_and_enlarges_and_keeps_labels_with_their_boxes(tmp_path):
+    """Three white boxes in a 64x96 picture, each of a brightness that tells its label."""
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    boxes = [[8, 8, 24, 20], [40, 30, 60, 50], [76, 44, 92, 60]]
+    for label, (x1, y1, x2, y2) in enumerate(boxes):
+        pixels[y1:y2, x1:x2] = 100 + 60 * label
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    record = ImageRecord(str(tmp_path / "a.png"), (64, 96), boxes, [0, 1, 2])
+    areas, counts = set(), set()
+    for seed in range(40):
+        batch = make_batch([record], config(1, horizontal_flip=False, random_crop=0.7), seed, 0, 0)
+        assert batch["image_sizes"].tolist() == [[64, 96]]
+        kept = batch["gt_labels"][0] >= 0
+        counts.add(int(kept.sum()))
+        for (x1, y1, x2, y2), label in zip(batch["gt_boxes"][0][kept], batch["gt_labels"][0][kept]):
+            inside = batch["images"][0, round(y1) + 2 : round(y2) - 2, round(x1) + 2 : round(x2) - 2]
+            assert abs(np.median(inside) - (100 + 60 * label)) < 2
+            areas.add(round((x2 - x1) * (y2 - y1)))
+        assert not batch["gt_boxes"][0][~kept].any()
+    assert counts == {1, 2, 3} and max(areas) > 2 * 400 and min(areas) >= 16 * 12 // 2
+
+
+@pytest.mark.parametrize("field", [{"random_crop": 0.5}, {"blur": 2.0}, {"jpeg_noise": 80}], ids=str)
+def test_switching_one_on_leaves_the_draws_of_the_others_as_they_were(records, field):
+    """What the other draws decide is seen in what they leave: seeds, sizes, boxes; in colours for the crop."""
+    before, after = (make_batch(records, config(4, **OLDER, **fields), 3, 1, 0) for fields in ({}, field))
+    assert (before["images"] != after["images"]).any()
+    if "random_crop" in field:
+        np.testing.assert_array_equal(before["sampling_seeds"], after["sampling_seeds"])
+        np.testing.assert_array_equal(before["image_sizes"], after["image_sizes"])
+        spans = [batch["images"].reshape(4, -1).mean(axis=1) for batch in (before, after)]
+        np.testing.assert_allclose(*spans, rtol=0.05)  # noise of the same brightness and contrast in each picture
+    else:
+        before.pop("images"), after.pop("images")
+        assert_same_batch(before, after)
+    with_all = config(4, **EVERYTHING)
+    crops = [
+        make_batch(records, with_all.model_copy(update={"data": data}), 3, 1, 0)["gt_boxes"]
+        for data in (with_all.data, with_all.data.model_copy(update={"blur": 0.0, "jpeg_noise": 0}))
+    ]
+    np.testing.assert_array_equal(*crops)
 
 
 def test_colour_jitter_changes_colours_only(records):
