@@ -19,7 +19,7 @@ from frcnn.config import save_config
 from frcnn.models.classifier import build_classifier
 from frcnn.models.detector import LOSSES, build_detector, detection_model
 from frcnn.ops.nms import non_max_suppression
-from frcnn.training import build_optimizer
+from frcnn.optimizer import build_optimizer
 from tests.oracles.nms import greedy_nms
 from tests.oracles.shapes import draw_shape, shapes_config
 from tests.oracles.tensors import array, bound, tensor

@@ -17,8 +17,9 @@ from frcnn.data.readers import read_records
 from frcnn.inference import detect, load_detector
 from frcnn.models.detector import LOSSES
 from frcnn.models.resnet import ConvNorm
+from frcnn.optimizer import CoupledSGD, WarmupDecay, build_optimizer
 from frcnn.records import ImageRecord
-from frcnn.training import CoupledSGD, TimedBatches, WarmupDecay, build_model, build_optimizer, train, train_model
+from frcnn.training import TimedBatches, build_model, train, train_model
 from tests.contracts import assert_is_detections
 from tests.oracles.tensors import array, tensor
 from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures

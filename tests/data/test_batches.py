@@ -491,8 +491,15 @@ def test_only_what_the_config_allows_changes_a_picture(labelled):
     flipped = make_labelled_batch(labelled, config(5), 0, 0, 0)[0]
     assert {np.array_equal(a, b) for a, b in zip(flipped, plain)} == {True, False}
     assert all(np.array_equal(a, b) or np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, plain))
-    zoomed = make_labelled_batch(labelled, config(5, horizontal_flip=False, scale_jitter=0.3), 0, 0, 0)[0]
-    assert zoomed.shape == plain.shape and not any(np.array_equal(a, b) for a, b in zip(zoomed, plain))
+    for change in ({"scale_jitter": 0.3}, {"random_crop": 0.5}, {"blur": 2.0}, {"jpeg_noise": 80}):
+        changed = make_labelled_batch(labelled, config(5, horizontal_flip=False, **change), 0, 0, 0)[0]
+        assert changed.shape == plain.shape and not any(np.array_equal(a, b) for a, b in zip(changed, plain))
+
+
+def test_a_rare_class_of_labelled_pictures_is_repeated(labelled):
+    """Classes 0, 1 and 2 have two, two and one of five pictures: at a threshold of 0.8 the factors sqrt(2) and 2."""
+    factors, _ = repeat_factors(labelled, 0.8)
+    np.testing.assert_allclose(factors, [2**0.5] * 4 + [2])
 
 
 def test_a_labelled_picture_that_is_broken_is_named(tmp_path):

@@ -7,8 +7,9 @@ from frcnn.evaluation import evaluate
 from frcnn.inference import detect
 from frcnn.models.detector import LOSSES, build_detector, detection_model, dtype_policy
 from frcnn.models.resnet import ConvNorm
+from frcnn.optimizer import build_optimizer
 from frcnn.records import ImageRecord
-from frcnn.training import TimedBatches, build_optimizer
+from frcnn.training import TimedBatches
 from tests.oracles.tensors import array, gradient
 from tests.oracles.tiny import CLASS_NAMES, SCENES, SIZE, tiny_batch, tiny_config, tiny_images
 
