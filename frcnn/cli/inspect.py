@@ -5,11 +5,11 @@ from pathlib import Path
 from frcnn.cli import add_annotation_arguments, add_override_argument, find_run
 
 EXAMPLE = "frcnn inspect model --config config/resnet50_c4.yaml data.im_size=480"
-SUBJECTS = {
-    "config": "every field with its value and its meaning",
-    "model": "the layers with parameters and multiply-adds; with --output also graphs (pydot and Graphviz)",
-    "anchors": "the anchors on a picture, and what they stand for where there are boxes",
-    "batch": "a contact sheet of padded, augmented batches with their boxes",
+SUBJECTS = {  # name: (what it shows, example)
+    "config": ("every field with its value and its meaning", "data.im_size=480"),
+    "model": ("the layers with parameters and multiply-adds; with --output also graphs", "--output graphs"),
+    "anchors": ("the anchors on a picture, and what they stand for", "a.jpg --boxes annotations.txt"),
+    "batch": ("a contact sheet of padded, augmented batches with their boxes", "-p annotations.txt"),
 }
 _CELL = 400  # pixels of a picture on a contact sheet
 
@@ -17,7 +17,10 @@ _CELL = 400  # pixels of a picture on a contact sheet
 def add_arguments(parser):
     """The arguments of `frcnn inspect`."""
     subjects = parser.add_subparsers(dest="what", required=True, metavar="what")
-    parsers = {name: subjects.add_parser(name, help=text, description=text) for name, text in SUBJECTS.items()}
+    parsers = {
+        name: subjects.add_parser(name, help=text, description=text, epilog=f"example: frcnn inspect {name} {example}")
+        for name, (text, example) in SUBJECTS.items()
+    }
     parsers["anchors"].add_argument("image", metavar="IMAGE", help="a picture")
     for name, subject in parsers.items():
         source = subject.add_mutually_exclusive_group()
