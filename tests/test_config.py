@@ -71,8 +71,8 @@ def test_an_empty_file_or_section_means_the_defaults(write, text):
         ("trian: {epochs: 5}", "x.yaml: unknown field trian; did you mean train?"),
         ("epochs: 5", "x.yaml: unknown field epochs; did you mean train.epochs?"),
         ("detect: {im_size: 5}", "x.yaml: unknown field detect.im_size; did you mean data.im_size?"),
-        ("xyz: 1", "x.yaml: unknown field xyz; known here: data, model, rpn, roi, detect, train"),
-        ("1: 2", "x.yaml: unknown field 1; known here: data, model, rpn, roi, detect, train"),
+        ("xyz: 1", "x.yaml: unknown field xyz; known here: data, model, rpn, roi, detect, train, classify"),
+        ("1: 2", "x.yaml: unknown field 1; known here: data, model, rpn, roi, detect, train, classify"),
         ("train: {epochs: 0}", "x.yaml: train.epochs (0) must be greater than or equal to 1"),
         (
             "train: {epochs: 1.5}",
@@ -96,8 +96,8 @@ def test_an_empty_file_or_section_means_the_defaults(write, text):
             "rpn: {negative_iou: 0.8}",
             "x.yaml: rpn.negative_iou (0.8) must be at most rpn.positive_iou (0.7)",
         ),
-        ("- train", "x.yaml: expected sections (data, model, rpn, roi, detect, train), got ['train']"),
-        ("train", "x.yaml: expected sections (data, model, rpn, roi, detect, train), got 'train'"),
+        ("- train", "x.yaml: expected sections (data, model, rpn, roi, detect, train, classify), got ['train']"),
+        ("train", "x.yaml: expected sections (data, model, rpn, roi, detect, train, classify), got 'train'"),
     ],
 )
 def test_a_wrong_file_is_said_in_one_sentence(write, text, message):
