@@ -53,6 +53,8 @@ def test_the_best_anchor_is_that_of_the_whole_grid(size, levels, seed):
     generator = np.random.default_rng(seed)
     points = generator.uniform(0, 1, (10, 2, 2)) * size[::-1]
     corners = np.concatenate([points.min(axis=1), points.max(axis=1) + 1], axis=1).astype(np.float32)
+    corners[5:, :2] = corners[5:, 2:] - generator.uniform(4, 30, (5, 2))  # small ones, one in the corner
+    corners[9] += np.tile(size[::-1] - corners[9, 2:], 2)
     boxes = Boxes(corners, np.tile(size, (10, 1)), np.zeros(10, np.int32))
     expected = overlaps_of_the_whole_grid(corners, size, levels, (0.5, 0.7, 1.0, 2.0))
     np.testing.assert_allclose(best_overlaps(boxes, levels, (0.5, 0.7, 1.0, 2.0)), expected, atol=1e-5)
@@ -74,9 +76,12 @@ def test_overlaps_by_hand():
 
 
 def test_beyond_the_padding_there_is_no_anchor():
-    """In a picture of 64 the last centre is 48: a box at the edge has its best anchor 8 px off, not 0."""
-    boxes = Boxes(np.float32([[48, 32, 64, 64]]), np.array([[64, 64]]), np.zeros(1, np.int32))
-    assert best_overlaps(boxes, ((16, (16,)),), (1.0,))[0] == pytest.approx(8 * 16 / (16 * 32 + 256 - 128))
+    """In a picture of 64 the last centre is 48, 10 px from that of the box; without the limit it would be 64."""
+    boxes = Boxes(np.float32([[52, 32, 64, 64]]), np.array([[64, 64]]), np.zeros(1, np.int32))
+    assert best_overlaps(boxes, ((16, (16,)),), (1.0,))[0] == pytest.approx(4 * 16 / (12 * 32 + 256 - 64))
+    # A picture of 65 is padded to 96.
+    boxes = boxes._replace(sizes=np.array([[65, 65]]))
+    assert best_overlaps(boxes, ((16, (16,)),), (1.0,))[0] == pytest.approx(8 * 16 / (12 * 32 + 256 - 128))
 
 
 def test_recall_is_counted_by_class():
@@ -92,6 +97,8 @@ def test_boxes_are_resized_as_in_training_and_turned():
     # 400 -> 700 decides: 300 * 700 // 400 = 525 high
     np.testing.assert_array_equal(boxes.sizes, [[525, 700]])
     np.testing.assert_allclose(boxes.corners, [[17.5, 35, 52.5, 105]])
+    # 500 -> 140 decides: 333 * 140 // 500 = 93 high, a little less than in proportion
+    np.testing.assert_allclose(resize_boxes([record([[0, 0, 500, 333]], [0], (333, 500))], 100, 140).corners[0, 3], 93)
     turned = resize_boxes([record([[10, 20, 30, 60]], [1], size=(300, 400))], 600, 700, rotate=True)
     np.testing.assert_array_equal(turned.sizes, [[525, 700], [700, 525]])
     np.testing.assert_allclose(turned.corners[1], [35, 17.5, 105, 52.5])
@@ -123,6 +130,14 @@ def test_better_settings_are_found(levels):
         found[chosen].recall, anchor_recall(boxes, 3, found[chosen].levels, found[chosen].ratios)
     )
     assert suggest_settings(records, 3, current)[0][2].levels == same_size.levels  # nothing is left to chance
+
+
+def test_the_search_goes_on_from_k_means(monkeypatch):
+    sides = [(213, 129), (58, 222), (167, 107), (156, 269), (282, 120)]  # k-means averages what differs by half
+    records, current = some_records(np.random.default_rng(1), sides), Settings(600, 1000, C4, RATIOS, None)
+    searched = suggest_settings(records, 5, current)[0][2].recall.mean()
+    monkeypatch.setattr("frcnn.data.anchor_recall._STEPS", ())
+    assert searched > suggest_settings(records, 5, current)[0][2].recall.mean() + 0.05
 
 
 def test_a_larger_im_size_is_suggested_only_where_it_helps():
