@@ -54,11 +54,11 @@ def write_json(path, detections):
             _require_same_classes(index, found, names)
             image = {"id": index + 1, "file_name": found.path, "detections": len(found)}
             image |= dict(zip(("height", "width"), found.size or ()))
-            images.write(_json_lines([image], index))
-            results.write(_json_lines(_coco_results(image, found), count))
+            images.write(json_lines([image], index))
+            results.write(json_lines(_coco_results(image, found), count))
             count += len(found)
         categories = [{"id": category_id, "name": name} for category_id, name in enumerate(names, start=1)]
-        images.write(f'\n], "categories": [{_json_lines(categories, 0)}\n]}}\n')
+        images.write(f'\n], "categories": [{json_lines(categories, 0)}\n]}}\n')
         results.write("\n]\n")
     return path, images_path
 
@@ -105,17 +105,32 @@ def write_voc(path, found):
     Raises:
         ValueError: a box or score is not finite.
     """
-    root = ElementTree.Element("annotation")
-    _add(root, folder=Path(found.path).parent.name, filename=Path(found.path).name, path=found.path)
     height, width = found.size
-    _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
     boxes, scores = _rounded(found)
     first = np.clip(np.round(boxes[:, :2]), 0, [width - 1, height - 1]) + 1
     last = np.maximum(np.round(boxes[:, 2:]), first)  # what is thinner than half a pixel keeps one
     corners = np.concatenate([first, last], axis=1).astype(int).tolist()
-    for name, box, score in zip(_label_names(found), corners, scores.tolist()):
+    objects = [{"difficult": 0, "score": score} for score in scores.tolist()]
+    write_voc_file(path, found.path, found.size, _label_names(found), corners, objects)
+
+
+def write_voc_file(path, picture, size, names, corners, objects):
+    """Write a Pascal VOC annotation.
+
+    Args:
+        path: XML file to write; missing folders are made.
+        picture: path of the picture.
+        size: its (height, width).
+        names: list of the boxes' classes.
+        corners: list of [xmin, ymin, xmax, ymax], as they are to stand in the file.
+        objects: list of dicts, what else each <object> says.
+    """
+    root = ElementTree.Element("annotation")
+    _add(root, folder=Path(picture).parent.name, filename=Path(picture).name, path=picture)
+    _add(ElementTree.SubElement(root, "size"), width=size[1], height=size[0], depth=3)
+    for name, box, more in zip(names, corners, objects):
         entry = ElementTree.SubElement(root, "object")
-        _add(entry, name=name, difficult=0, score=score)
+        _add(entry, name=name, **more)
         _add(ElementTree.SubElement(entry, "bndbox"), **dict(zip(("xmin", "ymin", "xmax", "ymax"), box)))
     ElementTree.indent(root)
     with replacing(path, binary=True) as file:
@@ -133,12 +148,16 @@ def write_yolo(path, found):
         ValueError: a box or score is not finite.
     """
     boxes, scores = _rounded(found)
-    low, high = boxes[:, :2], boxes[:, 2:]
-    shares = np.concatenate([(low + high) / 2, high - low], axis=1) / [*found.size[::-1], *found.size[::-1]]
     with replacing(path) as file:
-        for label, share, score in zip(found.labels, shares, scores):
+        for label, share, score in zip(found.labels, yolo_shares(boxes, found.size), scores):
             numbers = " ".join(f"{side:.{YOLO_DECIMALS}f}" for side in share)
             file.write(f"{label} {numbers} {score:.{SCORE_DECIMALS}f}\n")
+
+
+def yolo_shares(boxes, size):
+    """(D, 4) float64 centres and sides, cx cy w h, of xyxy boxes as shares of a picture's size (height, width)."""
+    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+    return np.concatenate([(low + high) / 2, high - low], axis=1) / [*size[::-1], *size[::-1]]
 
 
 def write_crops(folder, name, image, found):
@@ -203,7 +222,7 @@ def _coco_results(image, found):
     ]
 
 
-def _json_lines(entries, before):
+def json_lines(entries, before=0):
     """Entries of a JSON list, a line each, that follow `before` others."""
     lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
     return "".join(f"{',' * bool(before + index)}\n{line}" for index, line in enumerate(lines))

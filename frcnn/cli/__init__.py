@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a detector on annotated pictures",
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",
+    "convert-data": "write annotated pictures in another format, in one part or several",
     "inspect": "show the effective config",
 }
 
@@ -33,7 +34,7 @@ def main(argv=None):
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"frcnn.cli.{name}")
+        module = importlib.import_module(f"frcnn.cli.{name.replace('-', '_')}")
         command = commands.add_parser(
             name,
             help=summary,
@@ -47,9 +48,10 @@ def main(argv=None):
     # People write overrides anywhere; argparse takes positional arguments from one place, and lists swallow them.
     overrides = [token for token in argv if re.match(r"\w+\.\w+\s*=", token)]
     arguments, rest = parser.parse_known_args([token for token in argv if token not in overrides])
-    if not all("=" in token and not token.startswith("-") for token in rest):
+    rest, known = overrides + rest, getattr(arguments, "overrides", None)  # not every command has a config
+    if rest and (known is None or not all("=" in token and not token.startswith("-") for token in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.overrides += overrides + rest
+    arguments.overrides = [*(known or ()), *rest]
     try:
         return arguments.execute(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -72,16 +74,36 @@ def _sentence(error):
 def add_annotation_arguments(parser):
     """The arguments that name annotated pictures, for the commands that read them."""
     parser.add_argument(
-        "-p", "--path", required=True, metavar="PATH", help="annotation file, or the folder of a Pascal VOC tree"
+        "-p",
+        "--path",
+        required=True,
+        metavar="PATH",
+        help="annotation file (text or COCO's JSON), folder of a Pascal VOC tree, or YOLO's data.yaml or its folder",
     )
+    add_format_arguments(parser)
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="part of a VOC tree (default: trainval, to evaluate test) or of a YOLO set (train, to evaluate test); all",
+    )
+
+
+def add_format_arguments(parser):
+    """The arguments that say how annotated pictures are read."""
     parser.add_argument(
         "-o",
         "--parser",
         default="auto",
-        choices=["auto", "simple", "voc", "pascal_voc"],
-        help="their format; simple: filepath,x1,y1,x2,y2,class_name a line (default: auto: file simple, folder voc)",
+        choices=["auto", "simple", "voc", "pascal_voc", "coco", "yolo"],
+        help="their format; simple: filepath,x1,y1,x2,y2,class_name a line (default: auto: a folder is voc, or yolo if "
+        "it has a data.yaml; of files .json is coco, .yaml is yolo, and the others are simple)",
     )
-    parser.add_argument("--split", metavar="NAME", help="part of a VOC tree (default: trainval, to evaluate test)")
+    parser.add_argument(
+        "--outside",
+        default="warning",
+        choices=["warning", "error"],
+        help="what the name of a picture is that leaves the folder of the annotations (default: warning)",
+    )
 
 
 def add_override_argument(parser):

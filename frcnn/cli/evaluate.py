@@ -73,14 +73,14 @@ def _detect(arguments):
 
 
 def _read_records(arguments, class_names):
-    from frcnn.data.readers import read_records, split_names
+    from frcnn.data.readers import find_format, read_records, split_names
 
     split = arguments.split
-    if split is None and os.path.isdir(arguments.path):
+    if split is None and find_format(arguments.path) in ("voc", "yolo"):
         names = split_names(arguments.path)
         split = next((name for name in SPLITS if name in names), None)
         print(f"split: {split or 'none, every XML file'}")
-    return read_records(arguments.path, arguments.parser, class_names, split)[0]
+    return read_records(arguments.path, arguments.parser, class_names, split, outside=arguments.outside)[0]
 
 
 def _read_detections(arguments):

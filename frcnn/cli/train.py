@@ -18,7 +18,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--validation",
         metavar="PATH",
-        help="annotations to validate on, or a split of the same VOC tree (default: data.val_fraction of the pictures)",
+        help="annotations to validate on, or a split of the same tree (default: data.val_fraction of the pictures)",
     )
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
@@ -97,13 +97,15 @@ def _read(arguments, config):
     from frcnn.data.batches import split_records
     from frcnn.data.readers import read_records, split_names
 
-    records, class_names = read_records(arguments.path, arguments.parser, split=arguments.split)
+    records, class_names = read_records(
+        arguments.path, arguments.parser, split=arguments.split, outside=arguments.outside
+    )
     boxes = sum(len(record.boxes) for record in records)
     print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
     if arguments.validation:
         own_split = arguments.validation in split_names(arguments.path)
         place = (arguments.path, arguments.validation) if own_split else (arguments.validation, None)
-        validation, _ = read_records(place[0], arguments.parser, class_names, split=place[1])
+        validation, _ = read_records(place[0], arguments.parser, class_names, place[1], outside=arguments.outside)
         both = {record.path for record in records} & {record.path for record in validation}
         if both:
             print(f"note: {len(both)} of the {len(validation)} validation pictures are trained on too")

@@ -103,7 +103,7 @@ def _find_pictures(table, folder, errors):
 
 
 def _locate(name, folder, line, errors):
-    errors.check_name(line, name, absolute_is_usual=True)
+    errors.check_name(line, name)
     candidates = list(dict.fromkeys(os.path.normpath(place) for place in (os.path.join(folder, name), name)))
     place = next(filter(os.path.isfile, candidates), None)
     if place is None:

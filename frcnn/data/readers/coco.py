@@ -87,7 +87,8 @@ def _read_categories(entries, first, errors):
 def _folders(path):
     stem = path.stem.rpartition("_")[2]
     above = path.parent / os.pardir
-    return [path.parent, path.parent / "images", above / stem, above / "images" / stem, above / "images", above, Path()]
+    folders = [path.parent, path.parent / "images", above / stem, above / "images" / stem, above / "images", above, ""]
+    return list(map(str, folders))
 
 
 def _read_images(entries, folders, first, errors):
@@ -102,11 +103,11 @@ def _read_images(entries, folders, first, errors):
             errors.add(line, "repeated-id", f"id {number} is taken by an image before")
             continue
         errors.check_name(line, name)
-        candidates = [os.path.normpath(folder / name) for folder in folders]
-        place = next(filter(os.path.isfile, candidates), None)
+        place = next(filter(os.path.isfile, (os.path.join(folder, name) for folder in folders)), None)
         if place is None:
-            errors.add(line, "missing-picture", f"no picture at {' or '.join(dict.fromkeys(candidates))}")
-        place = place or candidates[0]
+            candidates = dict.fromkeys(os.path.normpath(os.path.join(folder, name)) for folder in folders)
+            errors.add(line, "missing-picture", f"no picture at {' or '.join(candidates)}")
+        place = os.path.normpath(place or os.path.join(folders[0], name))
         if place in places:
             errors.add(line, "repeated-picture", f"{place} is the picture of an image before")
         else:

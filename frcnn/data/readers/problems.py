@@ -81,14 +81,17 @@ class Errors:
         for line in lines:
             self.add(line, kind, f"{what} {text}", severity)
 
-    def check_name(self, line, name, absolute_is_usual=False):
-        """Report a picture's name that leaves the folder of the data: absolute, or more ".." than folders before."""
+    def check_name(self, line, name):
+        """Report a picture's name that leaves the folder of the data: more ".." than folders before, or absolute.
+
+        An absolute one says plainly where it leads: it is reported only where the others are errors.
+        """
         absolute = os.path.isabs(name)
         if not absolute and os.path.normpath(name).split(os.sep)[0] != os.pardir:
             return
         if self.outside == "error":
             self.add(line, "outside-folder", f"{name} leaves the folder of the data, which is not allowed here")
-        elif not (absolute and absolute_is_usual):
+        elif not absolute:
             self.note([line], "outside-folder", "outside the folder of the data", what="name")
 
     def finish(self):

@@ -119,11 +119,12 @@ def _roots(content, file):
 
 def _find_pictures(place, roots, line, errors):
     """(path, line) of each picture of a folder, or of a text file of paths."""
-    errors.check_name(line, place, absolute_is_usual=True)
     # Some write ../train/images and mean what lies beside data.yaml.
-    names = (place, place.removeprefix("../"))
-    candidates = list(dict.fromkeys(os.path.normpath(root / name) for name in names for root in roots))
-    for found in candidates:
+    names = dict.fromkeys((place, place.removeprefix("../")))
+    candidates = {os.path.normpath(root / name): name for name in names for root in roots}
+    for found, name in candidates.items():
+        if os.path.exists(found):
+            errors.check_name(line, name)
         if os.path.isdir(found):
             return [(os.path.normpath(picture), line) for picture in find_files(found, SUFFIXES)]
         if os.path.isfile(found):
@@ -138,7 +139,7 @@ def _read_list(file, roots, errors):
     for line, name in enumerate(map(str.strip, lines), start + 1):
         if not name:
             continue
-        errors.check_name(line, name, absolute_is_usual=True)
+        errors.check_name(line, name)
         candidates = list(dict.fromkeys(os.path.normpath(root / name) for root in (Path(file).parent, *roots)))
         picture = next(filter(os.path.isfile, candidates), None)
         if picture is None:
@@ -204,8 +205,8 @@ def _read_row(fields, names, line, errors):
         errors.note([line], "outline", "read as the box around it", what="outline")
         low, high = numbers.reshape(-1, 2).min(axis=0), numbers.reshape(-1, 2).max(axis=0)
     corners = np.concatenate([low, high])
-    border = np.round(corners)
-    return *np.where(np.abs(corners - border) < _ROUNDING, border, corners).tolist(), name
+    inside = np.clip(corners, 0, 1)
+    return *np.where(np.abs(corners - inside) < _ROUNDING, inside, corners).tolist(), name
 
 
 def _note_unused(files, folder, errors):
