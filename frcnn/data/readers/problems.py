@@ -56,7 +56,7 @@ class Errors:
             size: not less than its number of lines.
             entry: None, or a function from a number to the name of an entry, in a file whose lines say nothing.
         """
-        self._names.append(_printable(str(name)))
+        self._names.append(printable(str(name)))
         self._starts.append(self._end)
         self._entries.append(entry)
         self._end += size + 1
@@ -66,10 +66,15 @@ class Errors:
         """The file and line as people write it."""
         return str(self._problem(line, "", "", "")).removesuffix(": ")
 
+    def locate(self, lines):
+        """The file that lines as counted here are of, and their numbers in it; None where lines say nothing."""
+        index = bisect.bisect_left(self._starts, lines[0]) - 1
+        return self._names[index], lines - self._starts[index] if self._entries[index] is None else None
+
     def add(self, line, kind, message, severity="error"):
         """Note a mistake. A hundred thousand are kept, the rest is counted."""
         if len(self.found) < _MAX_KEPT:
-            self.found.append((int(line), kind, severity, _printable(message)))
+            self.found.append((int(line), kind, severity, printable(message)))
         else:
             self._more += 1
 
@@ -180,7 +185,7 @@ def read_bytes(path, limit=MAX_BYTES):
     return data
 
 
-def _printable(text):
+def printable(text):
     """Text for a terminal, cut to a sensible length; what would move its cursor, or is no character, is escaped."""
     text = text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
     if text.isprintable():

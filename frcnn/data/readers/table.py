@@ -13,7 +13,9 @@ BACKGROUND = "bg"
 _UNKNOWN_SIZE = (np.nan, np.nan)
 
 
-def build_records(table, pictures, class_names, errors, corners=COORDINATES, origin=0, shares=False, allow_empty=True):
+def build_records(
+    table, pictures, class_names, errors, corners=COORDINATES, origin=0, shares=False, allow_empty=True, declared=None
+):
     """Check a table of boxes and turn it into records; see `frcnn.data.readers.read_records` for the results.
 
     A box of class `bg` is dropped unread and its picture kept. A box that reaches outside its picture is clipped, and
@@ -31,8 +33,10 @@ def build_records(table, pictures, class_names, errors, corners=COORDINATES, ori
         origin: number of the first pixel: 0, or 1 where the last pixel belongs to the box (x1 = 1, x2 = width).
         shares: whether the coordinates are shares of the picture's width and height.
         allow_empty: whether a box without width or height is left out with a warning, or is a mistake.
+        declared: None, or a dict from index of picture to (line, width, height) as the file has it, unless 0.
     """
     sizes = _measure(table, pictures, errors)
+    _compare_sizes(declared or {}, sizes, errors)
     if shares:  # in float64: a share in float32 would be off by a thousandth of a pixel
         known = np.where(np.isfinite(sizes), sizes, 1)[table.picture].astype(np.float64)
         table[list(COORDINATES)] *= known[:, [1, 0, 1, 0]]
@@ -45,7 +49,7 @@ def build_records(table, pictures, class_names, errors, corners=COORDINATES, ori
     boxes = boxes[boxes.good & np.isfinite(sizes[boxes.picture]).all(axis=1)].copy()
     errors.note(_clip(boxes, sizes), "clipped-box", "clipped to the picture")
     errors.finish()
-    return _split_by_picture(boxes, pictures, sizes), class_names
+    return _split_by_picture(boxes, pictures, sizes, errors), class_names
 
 
 def _measure(table, pictures, errors):
@@ -59,6 +63,15 @@ def _measure(table, pictures, errors):
             errors.add(line, "unreadable-picture", str(error))
             sizes.append(_UNKNOWN_SIZE)
     return np.array(sizes, np.float32).reshape(-1, 2)
+
+
+def _compare_sizes(declared, sizes, errors):
+    """Report other sizes than the measured ones. Training goes by the measured: only who asks for problems is told."""
+    for picture, (line, width, height) in declared.items() if errors.problems is not None else ():
+        measured = sizes[picture]
+        if width > 0 and height > 0 and np.isfinite(measured).all() and (height, width) != tuple(measured):
+            found = f"the picture is {measured[1]:g} wide and {measured[0]:g} high"
+            errors.add(line, "size-differs", f"{found}, annotated as {width:g} and {height:g}", "warning")
 
 
 def _select_boxes(table, corners, errors):
@@ -132,15 +145,21 @@ def _clip(boxes, sizes):
     return boxes.line[(clipped != corners).any(axis=1)]
 
 
-def _split_by_picture(boxes, pictures, sizes):
+def _split_by_picture(boxes, pictures, sizes, errors):
     order = np.argsort(boxes.picture.to_numpy(), kind="stable")
     corners = boxes[list(COORDINATES)].to_numpy(np.float32)[order]
     labels, difficult = boxes.label.to_numpy()[order], boxes.difficult.to_numpy(bool)[order]
     crowd = boxes.crowd.to_numpy(bool)[order] if "crowd" in boxes else np.zeros(len(boxes), bool)
+    lines = boxes.line.to_numpy()[order]
     ends = np.cumsum(np.bincount(boxes.picture, minlength=len(pictures))).tolist()
     starts = [0, *ends[:-1]]
     return [
-        ImageRecord(path, size, corners[start:end], labels[start:end], difficult[start:end], crowd[start:end])
+        ImageRecord(
+            path,
+            size,
+            *(part[start:end] for part in (corners, labels, difficult, crowd)),
+            *(errors.locate(lines[start:end]) if end > start else ()),
+        )
         for path, size, start, end in zip(pictures, sizes, starts, ends, strict=True)
         if np.isfinite(size).all()
     ]
