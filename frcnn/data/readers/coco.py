@@ -39,9 +39,8 @@ def read_coco(path, class_names, errors):
     # A row a picture keeps those without annotations, and the order of the pictures.
     rows = {"class_name": BACKGROUND, "picture": range(len(pictures)), "line": lines, "crowd": False}
     table = pd.concat([pd.DataFrame(rows), table], ignore_index=True).assign(difficult=False)
-    return build_records(
-        table, pictures, declared if class_names is None else class_names, errors, _CORNERS, declared=declared_sizes
-    )
+    class_names = declared if class_names is None else class_names
+    return build_records(table, pictures, class_names, errors, _CORNERS, declared=sizes)
 
 
 def _parse(data, path):

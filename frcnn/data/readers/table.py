@@ -33,7 +33,8 @@ def build_records(
         origin: number of the first pixel: 0, or 1 where the last pixel belongs to the box (x1 = 1, x2 = width).
         shares: whether the coordinates are shares of the picture's width and height.
         allow_empty: whether a box without width or height is left out with a warning, or is a mistake.
-        declared: None, or a dict from index of picture to (line, width, height) as the file has it, unless 0.
+        declared: None, or a dict from index of picture to (line, width, height) as the file has them; what is no
+            positive int is not compared with the measured size.
     """
     sizes = _measure(table, pictures, errors)
     _compare_sizes(declared or {}, sizes, errors)
@@ -69,7 +70,8 @@ def _compare_sizes(declared, sizes, errors):
     """Report other sizes than the measured ones. Training goes by the measured: only who asks for problems is told."""
     for picture, (line, width, height) in declared.items() if errors.problems is not None else ():
         measured = sizes[picture]
-        if width > 0 and height > 0 and np.isfinite(measured).all() and (height, width) != tuple(measured):
+        told = all(isinstance(side, int) and 0 < side < 2**31 for side in (width, height))
+        if told and np.isfinite(measured).all() and (height, width) != tuple(measured):
             found = f"the picture is {measured[1]:g} wide and {measured[0]:g} high"
             errors.add(line, "size-differs", f"{found}, annotated as {width:g} and {height:g}", "warning")
 

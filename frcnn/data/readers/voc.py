@@ -97,7 +97,7 @@ def _read_tree(tree, split, path, pictures, declared, errors):
         size = root.find("size")
         if size is not None:
             texts = (size.findtext(side, "").strip() for side in ("width", "height"))
-            sides = [int(text) if text.isdecimal() else 0 for text in texts]
+            sides = [int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts]
             declared[len(pictures)] = (start + size.get("line"), *sides)
         pictures[place] = shown
     return rows
