@@ -18,8 +18,8 @@ def add_arguments(parser):
     add(
         "--split",
         metavar="SHARE|NAME",
-        help="a number such as 0.8: draw this share of all pictures as train, the others as val, each class by the "
-        "same share of its boxes, near duplicates together; a name: only this split of SRC; all: everything as one part",
+        help="a number such as 0.8: draw this share of all pictures as train, the others as val, classes alike, near "
+        "duplicates together; a name: only this split of SRC; all: everything as one part",
     )
     add("--group-by", metavar="REGEX", help="keep pictures together whose names match equally, e.g. '^(.*)_frame'")
     add("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
@@ -61,10 +61,14 @@ def _number(text):
 
 
 def _draw(records, class_names, share, arguments):
+    from frcnn.data.duplicates import near_duplicates
     from frcnn.data.splits import group_pictures, split_by_class
 
     paths = [record.path for record in records]
-    groups = group_pictures(paths, arguments.group_by)
+    related = near_duplicates(paths)
+    if related:
+        print(f"{sum(map(len, related))} pictures have near duplicates, and stay with them")
+    groups = group_pictures(paths, arguments.group_by, related)
     first = split_by_class(records, len(class_names), share, arguments.seed, groups)
     return {
         "train": [record for record, chosen in zip(records, first) if chosen],

@@ -33,14 +33,12 @@ def read_coco(path, class_names, errors):
     firsts = [first, first + len(lists[0]), first + len(lists[0]) + len(lists[1])]
     declared, labels = _read_categories(lists[2], firsts[2], errors)
     pictures, indices, lines = _read_images(lists[0], _folders(path), firsts[0], errors)
-    entries = (lists[0][line - firsts[0]] for line in lines)
-    sizes = {index: (lines[index], *map(entry.get, ("width", "height"))) for index, entry in enumerate(entries)}
     table = _read_annotations(lists[1], indices, labels, firsts[1], errors)
     # A row a picture keeps those without annotations, and the order of the pictures.
     rows = {"class_name": BACKGROUND, "picture": range(len(pictures)), "line": lines, "crowd": False}
     table = pd.concat([pd.DataFrame(rows), table], ignore_index=True).assign(difficult=False)
     class_names = declared if class_names is None else class_names
-    return build_records(table, pictures, class_names, errors, _CORNERS, declared=sizes)
+    return build_records(table, pictures, class_names, errors, _CORNERS)
 
 
 def _parse(data, path):
@@ -115,6 +113,7 @@ def _read_images(entries, folders, first, errors):
             errors.add(line, "repeated-picture", f"{place} is the picture of an image before")
         else:
             lines.append(line)
+            errors.declared[place] = (line, entry.get("width"), entry.get("height"))
         indices[number] = places.setdefault(place, len(places))
     return list(places), indices, lines
 

@@ -41,10 +41,13 @@ class Errors:
     Args:
         problems: None, or a list that takes all mistakes and notes as `Problem`s; nothing is then raised or warned of.
         outside: "error" or "warning", what a picture's name that leaves the folder of the data is.
+
+    Attributes:
+        declared: dict from a picture's path to (line, width, height) as the annotations have them, whatever they are.
     """
 
     def __init__(self, problems=None, outside="warning"):
-        self.problems, self.outside = problems, outside
+        self.problems, self.outside, self.declared = problems, outside, {}
         self.found, self._more, self._notes = [], 0, {}
         self._names, self._starts, self._end, self._entries = [], [], 0, []
 
@@ -67,7 +70,9 @@ class Errors:
         return str(self._problem(line, "", "", "")).removesuffix(": ")
 
     def locate(self, lines):
-        """The file that lines as counted here are of, and their numbers in it; None where lines say nothing."""
+        """The file that lines as counted here are of, and their numbers in it, or None where lines say nothing."""
+        if not len(lines):
+            return "", lines
         index = bisect.bisect_left(self._starts, lines[0]) - 1
         return self._names[index], lines - self._starts[index] if self._entries[index] is None else None
 

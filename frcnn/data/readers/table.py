@@ -13,9 +13,7 @@ BACKGROUND = "bg"
 _UNKNOWN_SIZE = (np.nan, np.nan)
 
 
-def build_records(
-    table, pictures, class_names, errors, corners=COORDINATES, origin=0, shares=False, allow_empty=True, declared=None
-):
+def build_records(table, pictures, class_names, errors, corners=COORDINATES, origin=0, shares=False, allow_empty=True):
     """Check a table of boxes and turn it into records; see `frcnn.data.readers.read_records` for the results.
 
     A box of class `bg` is dropped unread and its picture kept. A box that reaches outside its picture is clipped, and
@@ -33,24 +31,20 @@ def build_records(
         origin: number of the first pixel: 0, or 1 where the last pixel belongs to the box (x1 = 1, x2 = width).
         shares: whether the coordinates are shares of the picture's width and height.
         allow_empty: whether a box without width or height is left out with a warning, or is a mistake.
-        declared: None, or a dict from index of picture to (line, width, height) as the file has them; what is no
-            positive int is not compared with the measured size.
     """
     sizes = _measure(table, pictures, errors)
-    _compare_sizes(declared or {}, sizes, errors)
-    if shares:  # in float64: a share in float32 would be off by a thousandth of a pixel
-        known = np.where(np.isfinite(sizes), sizes, 1)[table.picture].astype(np.float64)
-        table[list(COORDINATES)] *= known[:, [1, 0, 1, 0]]
-    boxes = _select_boxes(table, corners, errors)
+    _compare_sizes(pictures, sizes, errors)
+    boxes = _select_boxes(table, sizes if shares else None, corners, errors)
     class_names = _label(boxes, class_names, errors)
-    empty = ((boxes.x1 == boxes.x2) | (boxes.y1 == boxes.y2)) & boxes.good & allow_empty
-    errors.note(boxes.line[empty], "degenerate-box", "left out, without width or height", severity="error")
-    boxes = boxes[~empty].copy()
-    _check_boxes(boxes, sizes, corners, origin, errors)
-    boxes = boxes[boxes.good & np.isfinite(sizes[boxes.picture]).all(axis=1)].copy()
-    errors.note(_clip(boxes, sizes), "clipped-box", "clipped to the picture")
+    _check_boxes(boxes, sizes, corners, origin, allow_empty, errors)
+    keep = boxes["good"] & np.isfinite(sizes[boxes["picture"]]).all(axis=1)
+    boxes = {name: values[keep] for name, values in boxes.items()}
+    edges = sizes[boxes["picture"]][:, [1, 0, 1, 0]]
+    clipped = np.clip(boxes["corners"], 0, edges)
+    lines = boxes["line"][(clipped != boxes["corners"]).any(axis=1)]
+    errors.note(lines, "clipped-box", "clipped to the picture")
     errors.finish()
-    return _split_by_picture(boxes, pictures, sizes, errors), class_names
+    return _split_by_picture(boxes | {"corners": clipped}, pictures, sizes, errors), class_names
 
 
 def _measure(table, pictures, errors):
@@ -66,32 +60,39 @@ def _measure(table, pictures, errors):
     return np.array(sizes, np.float32).reshape(-1, 2)
 
 
-def _compare_sizes(declared, sizes, errors):
-    """Report other sizes than the measured ones. Training goes by the measured: only who asks for problems is told."""
-    for picture, (line, width, height) in declared.items() if errors.problems is not None else ():
-        measured = sizes[picture]
-        told = all(isinstance(side, int) and 0 < side < 2**31 for side in (width, height))
-        if told and np.isfinite(measured).all() and (height, width) != tuple(measured):
-            found = f"the picture is {measured[1]:g} wide and {measured[0]:g} high"
-            errors.add(line, "size-differs", f"{found}, annotated as {width:g} and {height:g}", "warning")
+def _compare_sizes(pictures, sizes, errors):
+    """Report declared sizes that are not the measured ones, by which everything goes: only to who asks for problems."""
+    for picture, size in zip(pictures, sizes, strict=True) if errors.problems is not None else ():
+        line, *declared = errors.declared.get(picture, (0, 0, 0))
+        told = all(isinstance(side, int) and 0 < side < 2**31 for side in declared)
+        if told and np.isfinite(size).all() and declared != size[::-1].tolist():
+            found = f"the picture is {size[1]:g} wide and {size[0]:g} high"
+            errors.add(line, "size-differs", f"{found}, annotated as {declared[0]:g} and {declared[1]:g}", "warning")
 
 
-def _select_boxes(table, corners, errors):
-    """The rows that hold a box, with float32 coordinates (NaN or inf where reported) and `good`, nothing wrong yet."""
-    has_box = (table.class_name != BACKGROUND).to_numpy(copy=True)
-    nameless = (table.class_name == "").to_numpy()
-    has_box[nameless] = [any(map(str.strip, texts)) for texts in table.loc[nameless, list(COORDINATES)].to_numpy()]
-    boxes = table.loc[has_box, table.columns != "filepath"].copy()
-    boxes["good"] = boxes.class_name != ""
-    for name, shown in zip(COORDINATES, corners, strict=True):
-        texts = boxes[name]
-        boxes[name] = _to_float32(texts)
-        wrong = ~np.isfinite(boxes[name])
-        boxes["good"] &= ~wrong
-        for line, text in zip(boxes.line[wrong], texts[wrong].astype(str).str.strip(), strict=True):
-            message = f"{shown} ({text}) is not a finite number" if text else f"{shown} is empty"
-            errors.add(line, "bad-number", message)
-    for line in boxes.line[boxes.class_name == ""]:
+def _select_boxes(table, sizes, corners, errors):
+    """The rows that hold a box, as a dict of arrays: the table's columns, (N, 4) float32 `corners`, NaN or inf where
+    reported, and `good`, whether nothing is wrong yet. With `sizes`, coordinates are shares of the picture's sides."""
+    names = table.class_name.to_numpy(object)
+    has_box = names != BACKGROUND
+    texts = [table[name].to_numpy() for name in COORDINATES]
+    for row in np.flatnonzero(names == ""):
+        has_box[row] = any(str(column[row]).strip() for column in texts)
+    columns = ("class_name", "picture", "line", "difficult", "crowd")
+    boxes = {name: table[name].to_numpy()[has_box] for name in columns if name in table}
+    boxes["good"] = boxes["class_name"] != ""
+    texts = [column[has_box] for column in texts]
+    if sizes is not None:  # in float64: a share in float32 would be off by a thousandth of a pixel
+        known = np.where(np.isfinite(sizes), sizes, 1).astype(np.float64)[boxes["picture"]]
+        texts = [column * known[:, (index + 1) % 2] for index, column in enumerate(texts)]
+    boxes["corners"] = np.stack([_to_float32(column) for column in texts], axis=1)
+    wrong = ~np.isfinite(boxes["corners"])
+    boxes["good"] &= ~wrong.any(axis=1)
+    for column, row in np.argwhere(wrong.T):
+        text = str(texts[column][row]).strip()
+        message = f"{corners[column]} ({text}) is not a finite number" if text else f"{corners[column]} is empty"
+        errors.add(boxes["line"][row], "bad-number", message)
+    for line in boxes["line"][boxes["class_name"] == ""]:
         errors.add(line, "missing-class", "class_name is empty")
     return boxes
 
@@ -99,69 +100,59 @@ def _select_boxes(table, corners, errors):
 def _to_float32(texts):
     with np.errstate(over="ignore"):  # too large for float32 becomes inf, and is reported as not finite
         try:
-            return texts.to_numpy().astype(np.float32)
+            return texts.astype(np.float32)
         except ValueError:  # something is not a number: the slower way that marks it
-            return pd.to_numeric(texts, errors="coerce").astype(np.float32)
+            return pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float32)
 
 
 def _label(boxes, class_names, errors):
-    """Set `boxes.label`, indices into the returned class names."""
-    name_indices, names = pd.factorize(boxes.class_name, sort=True)
+    """Add `label` to the boxes, indices into the returned class names."""
+    name_indices, names = pd.factorize(boxes["class_name"], sort=True)
     class_names = tuple(name for name in names if name) if class_names is None else tuple(class_names)
     labels = {name: label for label, name in enumerate(class_names)}
     boxes["label"] = np.array([labels.get(name, -1) for name in names], np.int32)[name_indices]
-    unknown = (boxes.label < 0) & (boxes.class_name != "")
+    unknown = (boxes["label"] < 0) & (boxes["class_name"] != "")
     boxes["good"] &= ~unknown
-    for line, name in boxes.loc[unknown, ["line", "class_name"]].itertuples(index=False):
+    for line, name in zip(boxes["line"][unknown], boxes["class_name"][unknown]):
         message = f"class {name!r} is not one of the model's classes: {', '.join(class_names)}"
         errors.add(line, "unknown-class", message)
     return class_names
 
 
-def _check_boxes(boxes, sizes, corners, origin, errors):
+def _check_boxes(boxes, sizes, corners, origin, allow_empty, errors):
     """Report boxes without area and those wholly outside, no longer `good`; the others become half-open."""
-    ordered = np.ones(len(boxes), bool)
-    for low, high in ((0, 2), (1, 3)):
-        names = [COORDINATES[low], COORDINATES[high]]
-        wrong = (boxes[names[1]] <= boxes[names[0]]).to_numpy()
-        ordered &= ~wrong
-        for line, start, end in boxes.loc[wrong, ["line", *names]].itertuples(index=False):
+    sides, lines = boxes["corners"], boxes["line"]
+    empty = (sides[:, :2] == sides[:, 2:]).any(axis=1) & boxes["good"] & allow_empty
+    errors.note(lines[empty], "degenerate-box", "left out, without width or height", severity="error")
+    flat = (sides[:, 2:] <= sides[:, :2]) & ~empty[:, None]
+    for low in (0, 1):
+        for row in np.flatnonzero(flat[:, low]):
+            start, end = sides[row, low], sides[row, low + 2]
             kind = "swapped-box" if end < start else "degenerate-box"
-            errors.add(line, kind, f"{corners[high]} ({end:g}) must be greater than {corners[low]} ({start:g})")
-    height, width = sizes[boxes.picture].T
-    outside = (boxes.x1 - origin >= width) | (boxes.y1 - origin >= height) | (boxes.x2 <= 0) | (boxes.y2 <= 0)
-    rows = (outside & ordered).to_numpy()
-    for box, box_width, box_height in zip(boxes[rows].itertuples(), width[rows], height[rows], strict=True):
-        shown = f"{box.x1:g}, {box.y1:g}, {box.x2:g}, {box.y2:g}"
-        message = f"box ({shown}) lies outside its picture, {box_width:g} wide and {box_height:g} high"
-        errors.add(box.line, "outside-box", message)
+            errors.add(
+                lines[row], kind, f"{corners[low + 2]} ({end:g}) must be greater than {corners[low]} ({start:g})"
+            )
+    ordered = ~flat.any(axis=1) & ~empty
+    picture_sides = sizes[boxes["picture"]][:, ::-1]
+    outside = ((sides[:, :2] - origin >= picture_sides) | (sides[:, 2:] <= 0)).any(axis=1) & ordered
+    for row in np.flatnonzero(outside):
+        shown, (width, height) = ", ".join(f"{side:g}" for side in sides[row]), picture_sides[row]
+        message = f"box ({shown}) lies outside its picture, {width:g} wide and {height:g} high"
+        errors.add(lines[row], "outside-box", message)
     boxes["good"] &= ordered & ~outside
-    boxes[["x1", "y1"]] -= origin
-
-
-def _clip(boxes, sizes):
-    """Clip the boxes to their pictures; returns the lines of those that changed."""
-    corners = boxes[list(COORDINATES)].to_numpy(np.float32)
-    clipped = np.clip(corners, 0, sizes[boxes.picture][:, [1, 0, 1, 0]])
-    boxes[list(COORDINATES)] = clipped
-    return boxes.line[(clipped != corners).any(axis=1)]
+    boxes["corners"] = sides - np.float32([origin, origin, 0, 0])
 
 
 def _split_by_picture(boxes, pictures, sizes, errors):
-    order = np.argsort(boxes.picture.to_numpy(), kind="stable")
-    corners = boxes[list(COORDINATES)].to_numpy(np.float32)[order]
-    labels, difficult = boxes.label.to_numpy()[order], boxes.difficult.to_numpy(bool)[order]
-    crowd = boxes.crowd.to_numpy(bool)[order] if "crowd" in boxes else np.zeros(len(boxes), bool)
-    lines = boxes.line.to_numpy()[order]
-    ends = np.cumsum(np.bincount(boxes.picture, minlength=len(pictures))).tolist()
+    order = np.argsort(boxes["picture"], kind="stable")
+    none = np.zeros(len(order), bool)
+    columns = [boxes["corners"], boxes["label"], boxes["difficult"], boxes.get("crowd", none)]
+    columns = [column[order] for column in columns]
+    lines = boxes["line"][order]
+    ends = np.cumsum(np.bincount(boxes["picture"], minlength=len(pictures))).tolist()
     starts = [0, *ends[:-1]]
     return [
-        ImageRecord(
-            path,
-            size,
-            *(part[start:end] for part in (corners, labels, difficult, crowd)),
-            *(errors.locate(lines[start:end]) if end > start else ()),
-        )
+        ImageRecord(path, size, *(column[start:end] for column in columns), *errors.locate(lines[start:end]))
         for path, size, start, end in zip(pictures, sizes, starts, ends, strict=True)
         if np.isfinite(size).all()
     ]

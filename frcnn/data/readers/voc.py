@@ -35,14 +35,14 @@ def read_voc(path, class_names, split, errors):
     if split not in (None, "all") and not any(split in _split_files(tree) for tree in trees):
         names = ", ".join(voc_splits(path)) or "no list"
         raise ValueError(f"{path} has no split {split!r}: ImageSets/Main holds {names}")
-    pictures, declared, rows = {}, {}, []
+    pictures, rows = {}, []
     for tree in trees:
-        rows += _read_tree(tree, split, path, pictures, declared, errors)
+        rows += _read_tree(tree, split, path, pictures, errors)
     if not pictures and not errors.found:
         raise ValueError(f"{path} has no annotated picture: Annotations, or the list of the split, is empty")
     columns = ["class_name", *COORDINATES, *_TYPES]
     table = pd.DataFrame(rows, columns=columns, dtype=object).astype(_TYPES)
-    return build_records(table, list(pictures), class_names, errors, _CORNERS, origin=1, declared=declared)
+    return build_records(table, list(pictures), class_names, errors, _CORNERS, origin=1)
 
 
 def voc_splits(path):
@@ -67,9 +67,8 @@ def _split_files(tree):
     return {file.stem: file for file in sorted((tree / "ImageSets" / "Main").glob("*.txt")) if file.is_file()}
 
 
-def _read_tree(tree, split, path, pictures, declared, errors):
-    """Add the tree's pictures to `pictures`, a dict from path to XML file, and their sizes to `declared`; returns the
-    rows of their boxes."""
+def _read_tree(tree, split, path, pictures, errors):
+    """Add the tree's pictures to `pictures`, a dict from path to XML file; returns the rows of their boxes."""
     names = set(os.listdir(tree / "JPEGImages"))
     by_stem = {os.path.splitext(name)[0]: name for name in sorted(names) if name.lower().endswith(SUFFIXES)}
     rows = []
@@ -98,7 +97,7 @@ def _read_tree(tree, split, path, pictures, declared, errors):
         if size is not None:
             texts = (size.findtext(side, "").strip() for side in ("width", "height"))
             sides = [int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts]
-            declared[len(pictures)] = (start + size.get("line"), *sides)
+            errors.declared[place] = (start + size.get("line"), *sides)
         pictures[place] = shown
     return rows
 
