@@ -72,9 +72,9 @@ def decode_image(data, path, grey_side=None):
     Raises:
         ValueError: as in `read_image`.
     """
-    with _explained(path, "cannot read the picture"):
+    image = None
+    with _explained(path, "cannot read the picture"), contextlib.suppress(UnidentifiedImageError):
         size = _header_size(io.BytesIO(data))
-        image = None
         if not _is_cut_png(data):
             image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
