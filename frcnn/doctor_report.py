@@ -61,7 +61,7 @@ CURES = {
     "unreferenced-picture": "annotate it; one without objects is worth a line too (background)",
     "xml-entities": "write the text itself in place of the entity",
 }
-_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .15rem .8rem; text-align: right }
 td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 h3 small { font-weight: normal; color: #666 } .error { color: #b00020 } .warning { color: #9a6700 }
@@ -104,14 +104,7 @@ def to_text(report, most=3):
         lines += [f"  ... and {len(problems) - most} more"] * (len(problems) > most)
     lines += ["", *_facts(report.statistics), *_table_lines(_class_rows(report))]
     if report.settings:
-        lines += [
-            "",
-            _how_found(report),
-            *_table_lines(_anchor_rows(report)),
-            "",
-            "to use them:",
-            paste(_chosen(report)),
-        ]
+        lines += ["", _how_found(report), *_table_lines(_anchor_rows(report)), "", paste(_chosen(report))]
     errors = sum(problem.severity == "error" for problem in report.problems)
     return "\n".join([*lines, "", f"{errors} errors, {len(report.problems) - errors} warnings"])
 
@@ -149,15 +142,16 @@ def _class_rows(report):
     if report.settings:
         rows[0] += tuple(f"anchor IoU >= {iou}" for iou in IOUS)
     for label, entry in enumerate(report.statistics["classes"]):
-        spreads = [entry[name] for name in ("box_size", "box_height_to_width")]
-        shown = [
-            " ".join(f"{spread[part]:g}" for part in ("low", "median", "high")) if spread else "-" for spread in spreads
-        ]
+        spreads = [_show_spread(entry[name]) for name in ("box_size", "box_height_to_width")]
         share = f"{entry['boxes'] / max(1, report.statistics['boxes']):.1%}"
         recall = report.settings.recall[label] if report.settings else ()
         name = printable(entry["name"])[:_MOST_LETTERS]
-        rows.append((name, str(entry["boxes"]), share, str(entry["pictures"]), *shown, *map(_percent, recall)))
+        rows.append((name, str(entry["boxes"]), share, str(entry["pictures"]), *spreads, *map(_percent, recall)))
     return rows
+
+
+def _show_spread(spread):
+    return " ".join(f"{spread[part]:.3g}" for part in ("low", "median", "high")) if spread else "-"
 
 
 def _anchor_rows(report):
@@ -184,22 +178,14 @@ def _chosen(report):
 
 def _how_found(report):
     before, after = (np.nanmean(settings.recall, axis=0) for settings in (report.settings, _chosen(report)))
-    gains = ", ".join(f"IoU >= {iou} {_percent(a)} -> {_percent(b)}" for iou, a, b in zip(IOUS, before, after))
-    return (
-        f"better anchors, as many as now: {gains} (mean over classes of the share of boxes that an anchor meets; found "
-        "by k-means of the boxes, then one size or ratio at a time; counted over all boxes)"
-    )
+    gains = ", ".join(f"by {iou} {_percent(a)} -> {_percent(b)}" for iou, a, b in zip(IOUS, before, after))
+    how = "k-means of the boxes, then one size or ratio at a time; counted over all boxes"
+    return f"anchors that meet more boxes, as many as now; mean over classes: IoU {gains} ({how})"
 
 
 def _table_lines(rows):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    ]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def to_html(report):
