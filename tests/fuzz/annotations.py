@@ -6,6 +6,7 @@ Only a ValueError may leave a reader, and within seconds. Where nothing is wrong
 """
 
 import collections
+import copy
 import json
 import re
 import resource
@@ -126,7 +127,8 @@ def check(path, format):
         warnings.simplefilter("ignore")
         good, names, error = read(path, format)
         rest, rest_names, unusable = read(path, format, problems)
-    assert error is None or error.replace("\n", "").isprintable()
+    assert error is None or error.replace("\n", "").isprintable(), ascii(error)
+    assert unusable is None or path.name in unusable, f"does not name the file: {unusable}"
     assert all(problem.kind and problem.message.isprintable() for problem in problems)
     errors = [problem for problem in problems if problem.severity == "error"]
     if error is not None:
@@ -168,7 +170,7 @@ def change_values(data, generator):
             keys = list(node) if isinstance(node, dict) else range(len(node))
             key = keys[generator.integers(len(keys))]
             if not isinstance(node[key], dict | list) or generator.random() < 0.1:
-                node[key] = VALUES[generator.integers(len(VALUES))]
+                node[key] = copy.deepcopy(VALUES[generator.integers(len(VALUES))])
                 break
             node = node[key]
     return json.dumps(tree).encode()

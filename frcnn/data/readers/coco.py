@@ -42,10 +42,13 @@ def read_coco(path, class_names, errors):
 
 
 def _parse(data, path):
+    text = decode(data, path)
     try:
-        content = json.loads(decode(data, path))
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} line {error.lineno}: broken JSON ({error.msg}); cut short, perhaps") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: broken JSON ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply to be a file of annotations") from error
     for key in _KEYS:
@@ -104,11 +107,11 @@ def _read_images(entries, folders, first, errors):
             errors.add(line, "repeated-id", f"id {number} is taken by an image before")
             continue
         errors.check_name(line, name)
-        place = next(filter(os.path.isfile, (os.path.join(folder, name) for folder in folders)), None)
+        candidates = (os.path.normpath(os.path.join(folder, name)) for folder in folders)
+        place = next(filter(os.path.isfile, candidates), None)
         if place is None:
-            candidates = dict.fromkeys(os.path.normpath(os.path.join(folder, name)) for folder in folders)
-            errors.add(line, "missing-picture", f"no picture at {' or '.join(candidates)}")
-        place = os.path.normpath(place or os.path.join(folders[0], name))
+            place = os.path.normpath(os.path.join(folders[0], name))
+            errors.add(line, "missing-picture", f"no picture at {place}, nor in the folders around that are looked in")
         if place in places:
             errors.add(line, "repeated-picture", f"{place} is the picture of an image before")
         else:

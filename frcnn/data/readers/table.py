@@ -150,7 +150,7 @@ def _split_by_picture(boxes, pictures, sizes, errors):
     columns = [column[order] for column in columns]
     lines = boxes["line"][order]
     ends = np.cumsum(np.bincount(boxes["picture"], minlength=len(pictures))).tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]  # none for no picture
     return [
         ImageRecord(path, size, *(column[start:end] for column in columns), *errors.locate(lines[start:end]))
         for path, size, start, end in zip(pictures, sizes, starts, ends, strict=True)

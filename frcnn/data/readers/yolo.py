@@ -92,10 +92,10 @@ def _class_names(names, file):
         name = name.strip() if isinstance(name, str) else ""
         if not name or not (number.isdecimal() and number.isascii() and len(number) < 10):
             raise ValueError(
-                f"{file}: names: entry {number:.20}: expected a number from 0 and a name that is not empty"
+                f"{file}: names: entry {number!r:.20}: expected a number from 0 and a name that is not empty"
             )
         if name in found.values():
-            raise ValueError(f"{file}: names: entry {number}: an entry before has the same name")
+            raise ValueError(f"{file}: names: entry {number!r}: an entry before has the same name")
         found[str(int(number))] = name
     return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
@@ -176,7 +176,7 @@ def _read_labels(pictures, names, folder, errors):
                 rows.append((*box, index, line))
     _note_unused(files, folder, errors)
     table = pd.DataFrame(rows, columns=[*COORDINATES, "class_name", "picture", "line"])
-    return table.assign(difficult=False)
+    return table.astype({"picture": np.int64, "line": np.int64}).assign(difficult=False)
 
 
 def _read_row(fields, names, line, errors):
