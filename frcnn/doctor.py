@@ -192,13 +192,11 @@ def _check_classes(classes, path):
     """Names that differ by little, and classes with few boxes."""
     for one, other in combinations(classes, 2):
         if _is_similar(*sorted((one, other), key=lambda entry: -entry["boxes"])):
-            message = f"classes {one['name']!r} ({one['boxes']} boxes) and {other['name']!r} ({other['boxes']} boxes)"
-            yield Problem("similar-classes", "warning", str(path), None, f"{message} may be one")
+            shown = " and ".join(f"{entry['name']!r} (boxes: {entry['boxes']})" for entry in (one, other))
+            yield Problem("similar-classes", "warning", str(path), None, f"classes {shown} may be one")
     for entry in classes:
         if entry["boxes"] < _FEW_BOXES:
-            message = (
-                f"class {entry['name']!r} has {entry['boxes']} boxes; fewer than {_FEW_BOXES} are hard to learn from"
-            )
+            message = f"class {entry['name']!r} (boxes: {entry['boxes']}): fewer than {_FEW_BOXES} are hard to learn"
             yield Problem("few-boxes", "warning", str(path), None, message)
 
 

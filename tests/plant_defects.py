@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -136,12 +137,13 @@ def _with_exif(block):
     return change
 
 
+PNG, HUGE = b"\x89PNG\r\n\x1a\n", b"IHDR" + struct.pack(">II5B", 60000, 60000, 8, 2, 0, 0, 0)
 PICTURES = {
     "missing-picture": Path.unlink,
     "missing-picture:pipe": _pipe,
     "unreadable-picture": lambda path: path.write_text("a page that says the picture is gone"),
     "unreadable-picture:bomb": lambda path: path.write_bytes(
-        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II5B4x", 60000, 60000, 8, 2, 0, 0, 0)
+        PNG + struct.pack(">I", len(HUGE) - 4) + HUGE + struct.pack(">I", zlib.crc32(HUGE))
     ),
     "undecodable-picture": _cut,
     "exif-rotation": _with_exif(struct.pack("<4sIHHHIHHI", b"II*\0", 8, 1, 0x112, 3, 1, 3, 0, 0)),
