@@ -2,9 +2,8 @@
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +17,10 @@ from frcnn.data.threads import map_in_threads
 
 _STRIDE = 16  # of the C4 detector's feature map
 _SAME_BOX = 0.9  # IoU from which two boxes of a picture are one thing
+_MOST_COMPARED = 2000  # boxes of a picture, with each other
 _FEW_BOXES = 20  # of a class
 _RARE = 0.1  # a name with so small a share of another's boxes may be a mistyped one
+_LONG_NAME = 4  # letters; shorter names often differ by one
 _MET = 0.9  # share of a class's boxes that some anchor should overlap by 0.5
 
 
@@ -109,18 +110,21 @@ def _check_exif(record):
 
 def _check_overlaps(record, class_names):
     """Boxes of one picture that lie on each other, whatever their classes."""
-    low, high = record.boxes[:, None, :2], record.boxes[:, None, 2:]
+    for first, second in np.argwhere(np.triu(_same_boxes(record.boxes), 1)):
+        one, other = (class_names[record.labels[index]] for index in (first, second))
+        kind = "duplicate-box" if one == other else "conflicting-boxes"
+        message = f"{_show(record, second)}, {other!r:.80}, lies on the box {_where(record, first)}, {one!r:.80}"
+        yield _at_box(kind, record, second, message)
+
+
+def _same_boxes(boxes):
+    """(G, G) bool, whether two boxes overlap by `_SAME_BOX`; of more than `_MOST_COMPARED` only the first ones."""
+    boxes = boxes[:_MOST_COMPARED]
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
     sides = np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))
     shared = np.prod(np.maximum(sides, 0), axis=2)
-    areas = np.prod(record.boxes[:, 2:] - record.boxes[:, :2], axis=1)
-    same = shared >= _SAME_BOX * (areas[:, None] + areas - shared)
-    for first, second in np.argwhere(np.triu(same, 1)):
-        names = [class_names[record.labels[index]] for index in (first, second)]
-        kind = "duplicate-box" if names[0] == names[1] else "conflicting-boxes"
-        message = (
-            f"{_show(record, second)}, {names[1]!r:.80}, lies on the box {_where(record, first)}, {names[0]!r:.80}"
-        )
-        yield _at_box(kind, record, second, message)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return shared >= _SAME_BOX * (areas[:, None] + areas - shared)
 
 
 def _check_tiny(records, data):
@@ -190,28 +194,32 @@ def _fingerprint_or_reason(path):
 
 def _check_classes(classes, path):
     """Names that differ by little, and classes with few boxes."""
-    for one, other in combinations(classes, 2):
-        if _is_similar(*sorted((one, other), key=lambda entry: -entry["boxes"])):
-            shown = " and ".join(f"{entry['name']!r} (boxes: {entry['boxes']})" for entry in (one, other))
-            yield Problem("similar-classes", "warning", str(path), None, f"classes {shown} may be one")
+    for one, other in _similar_pairs(classes):
+        shown = " and ".join(f"{entry['name']!r:.80} (boxes: {entry['boxes']})" for entry in (one, other))
+        yield Problem("similar-classes", "warning", str(path), None, f"classes {shown} may be one")
     for entry in classes:
         if entry["boxes"] < _FEW_BOXES:
-            message = f"class {entry['name']!r} (boxes: {entry['boxes']}): fewer than {_FEW_BOXES} are hard to learn"
+            message = f"class {entry['name']!r:.80} (boxes: {entry['boxes']}): under {_FEW_BOXES} are hard to learn"
             yield Problem("few-boxes", "warning", str(path), None, message)
 
 
-def _is_similar(common, rare):
-    """Whether two names are equal but for case, blanks and punctuation, or a rare one is off by a letter."""
-    plain = [re.sub(r"[\W_]", "", entry["name"]).casefold() for entry in (common, rare)]
-    if plain[0] == plain[1] and plain[0]:
-        return True
-    if min(map(len, plain)) < 4 or rare["boxes"] > _RARE * common["boxes"]:
-        return False
-    long, short = sorted(plain, key=len, reverse=True)
-    return any(
-        letter.isalpha() and long[:place] + long[place + 1 :] in (short, short[:place] + short[place + 1 :])
-        for place, letter in enumerate(long)
-    )
+def _similar_pairs(classes):
+    """Pairs of names that are equal but for case, blanks and punctuation, or of which a rare one is off by a letter."""
+    plain = [re.sub(r"[\W_]", "", entry["name"])[:80].casefold() for entry in classes]
+    # Names that are off by a letter are equal once one letter is left out of one of them or of both.
+    alike = defaultdict(set)
+    for index, name in enumerate(plain):
+        letters = [place for place, letter in enumerate(name) if letter.isalpha()] if len(name) >= _LONG_NAME else []
+        for key in (name, *(name[:place] + name[place + 1 :] for place in letters)):
+            alike[key].add(index)
+    pairs = set()
+    for group in alike.values():  # all with the most frequent one
+        common = max(group, key=lambda index: classes[index]["boxes"])
+        pairs |= {(common, index) for index in group - {common}}
+    for common, rare in sorted(pairs):
+        same = plain[common] == plain[rare]
+        if plain[rare] if same else classes[rare]["boxes"] <= _RARE * classes[common]["boxes"]:
+            yield classes[common], classes[rare]
 
 
 def _check_recall(class_names, recall, path):

@@ -15,6 +15,7 @@ from frcnn.visualize import draw_boxes
 _THUMBNAIL = 360  # pixels, longer side
 _SAMPLE = 12  # pictures without a problem on the page
 _MOST_PICTURES = 48  # with one
+_MOST_DRAWN = 300  # boxes of a picture
 _MOST_ON_PAGE = 200  # problems of a kind
 _MOST_LETTERS = 40  # of a class name
 
@@ -240,9 +241,9 @@ def _figure(record, class_names, kinds):
     except ValueError as error:
         return f"<figure><figcaption>{html.escape(printable(str(error)))}</figcaption></figure>"
     size = resized_size(*record.size, _THUMBNAIL, _THUMBNAIL)
-    image, boxes = resize_image(image, size), record.boxes * (size[1] / record.size[1])
-    names = [name[:_MOST_LETTERS] for name in class_names]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(draw_boxes(image, boxes, record.labels, names), cv2.COLOR_RGB2BGR))
+    boxes, labels = record.boxes[:_MOST_DRAWN] * (size[1] / record.size[1]), record.labels[:_MOST_DRAWN]
+    drawn = draw_boxes(resize_image(image, size), boxes, labels, [name[:_MOST_LETTERS] for name in class_names])
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(data).decode()}" alt="">'
     caption = html.escape(printable(f"{record.path} {', '.join(sorted(set(kinds)))}"))
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"

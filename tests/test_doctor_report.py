@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -112,6 +113,17 @@ def test_class_names_that_may_be_one(annotations, one, other, similar):
     boxes = [f"{picture}.png,{20 + shift},30,{100 + shift},110,{one}" for picture in range(3) for shift in (0, 30)]
     path = annotations(*boxes, *boxes[:5], f"0.png,0,0,40,40,{other}", classes=(one,), pictures=range(12))
     assert ("similar-classes" in kinds(path)[0]) == similar
+
+
+def test_a_hostile_set_is_examined_in_time(annotations):
+    """A thousand classes, half of them spelt alike, a name of 100,000 letters, a thousand boxes in one picture."""
+    names = ["x" * 10**5, *(f"{'-' * index}b" for index in range(500)), *(f"c{index}" for index in range(500))]
+    lines = [f"0.png,{row % 100},1,{row % 100 + 30},{30 + row / 30:g},{name}" for row, name in enumerate(names)]
+    start = time.perf_counter()
+    report = examine(annotations(*lines), load_config())
+    assert len(report.class_names) == 1003
+    assert len(to_html(report)) < 5e6 and len(to_text(report)) < 1e6
+    assert time.perf_counter() - start < 60
 
 
 def test_two_frequent_names_that_differ_by_a_letter_are_two(annotations):
