@@ -74,6 +74,7 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
         folder = test if os.path.isdir(test) else os.path.dirname(test)
         problems += [problem._replace(file=os.path.join(folder, problem.file)) for problem in test_problems]
         tests = [replace(record, source=os.path.join(folder, record.source)) for record in tests]
+    records, tests = ([record.without_crowds() for record in part] for part in (records, tests))
     extra = [name for name in test_classes if name not in class_names]
     problems += [Problem("unknown-class", "error", str(test), None, f"class {name!r} is not trained") for name in extra]
     problems += [problem for record in records + tests for problem in _check_exif(record)]

@@ -16,7 +16,7 @@ class ImageRecord:
         boxes: (G, 4) float32, xyxy pixels, half-open, inside the picture; G may be 0 (a background-only picture).
         labels: (G,) int32, indices into the class names.
         difficult: (G,) bool, boxes that an evaluation neither rewards nor punishes (Pascal VOC).
-        crowd: (G,) bool, boxes around many objects of a class (COCO's `iscrowd`); no evaluation counts them either.
+        crowd: (G,) bool, boxes around many objects of a class (COCO's `iscrowd`); neither scored nor trained on.
         source: the annotation file, as messages name it; "" where there is none.
         lines: (G,) int64, the line of each box in it, from 1; None where lines say nothing (JSON).
 
@@ -52,6 +52,12 @@ class ImageRecord:
                 f"{self.path} box {index}: ({x1:g}, {y1:g}, {x2:g}, {y2:g}) must satisfy 0 <= x1 < x2 <= {width} "
                 f"and 0 <= y1 < y2 <= {height}"
             )
+
+    def without_crowds(self):
+        """The record without its crowd boxes, as it is trained on."""
+        names = ("boxes", "labels", "difficult", "crowd", *(("lines",) if self.lines is not None else ()))
+        arrays = {name: getattr(self, name)[~self.crowd] for name in names}
+        return replace(self, **arrays) if self.crowd.any() else self
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
     refuse_finished(output)
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
+    records = [record.without_crowds() for record in records]  # they are no objects: torchvision, Detectron2
     steps = len(plan_epoch(records, config.train.batch_size, config.train.seed, 0))
     model.compile(optimizer=build_optimizer(config.train, steps * config.train.epochs))
     _write_run_files(output, model, records, validation)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from frcnn.data.readers import read_records
 from frcnn.inference import detect, load_detector
 from frcnn.models.detector import LOSSES
 from frcnn.models.resnet import ConvNorm
+from frcnn.records import ImageRecord
 from frcnn.training import CoupledSGD, TimedBatches, WarmupDecay, build_model, build_optimizer, train, train_model
 from tests.contracts import assert_is_detections
 from tests.oracles.tensors import array, tensor
@@ -154,6 +156,23 @@ def test_the_split_can_be_read_again(run):
         assert [(record.path, record.size) for record in found] == [(record.path, record.size) for record in part]
         for again, record in zip(found, part):
             assert again.boxes.tolist() == record.boxes.tolist() and again.labels.tolist() == record.labels.tolist()
+
+
+def test_crowds_are_not_trained_on(monkeypatch, tmp_path):
+    """A box around many objects would teach that the space between them is one."""
+    record = ImageRecord("a.png", (10, 10), [[0, 0, 5, 5], [0, 0, 9, 9], [1, 1, 2, 2]], [0, 1, 2], [0, 0, 1], [0, 1, 0])
+    model, seen = SimpleNamespace(config=tiny_config(), compile=lambda optimizer: None), []
+
+    def stop(output, model, records, validation):
+        seen.extend([*records, *validation])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("frcnn.training._write_run_files", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(model, [record], validation=[record], output=tmp_path / "run")
+    assert seen[0].labels.tolist() == [0, 2] and seen[0].boxes[:, 2].tolist() == [5, 2]
+    assert seen[0].difficult.tolist() == [False, True] and not seen[0].crowd.any()
+    assert seen[1] is record
 
 
 def test_both_weights_detect(run):

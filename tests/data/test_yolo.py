@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from frcnn.data.readers import read_records, split_names
+from frcnn.data.readers import find_format, read_records, split_names
 from tests.contracts import assert_is_record
 
 
@@ -190,3 +190,13 @@ def test_names_that_leave_the_folder_are_a_warning_or_an_error(yolo, draw_pictur
 def test_what_is_no_yolo_data_set(tmp_path):
     for place in (tmp_path, tmp_path / "absent", tmp_path / "x.txt"):
         assert f"{place} is no YOLO data set: expected a data.yaml" in read_error(place)
+
+
+def test_format_auto_tells_all_four_apart(yolo, tmp_path):
+    path = yolo({})
+    places = {".": "yolo", "data.yaml": "yolo", "x.YML": "yolo", "x.json": "coco", "x.txt": "simple", "labels": "voc"}
+    (path / "labels").mkdir()
+    assert {place: find_format(path / place) for place in places} == places
+    for name in ("Annotations", "JPEGImages"):
+        (path / name).mkdir()
+    assert find_format(path) == "voc"

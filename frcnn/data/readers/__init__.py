@@ -26,7 +26,7 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
         class_names: the classes of a trained model, in its order; any other class is then an error. None takes those
             that the file declares (coco by id, yolo by number) or, where none are declared, those that occur, sorted.
         split: voc, the name of a list in ImageSets/Main, and None takes trainval, else train, else every XML file;
-            yolo, train (None), val or test. "all" takes every picture of either.
+            yolo, train (None), val or test. "all" takes every picture.
         problems: None, or a list that takes every mistake and note as a `Problem`; what is wrong is then left out,
             nothing about single annotations is raised, and the good rest is returned.
         outside: "warning" or "error", what a picture's name that leaves the folder of the data is: one with more ".."
@@ -43,7 +43,7 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(allowed)}")
     format = find_format(path) if format == "auto" else format
-    if split is not None and format in ("simple", "coco"):
+    if split not in (None, "all") and format in ("simple", "coco"):
         raise ValueError(
             f"{path}: splits such as {split!r} belong to Pascal VOC trees and YOLO; give the file of the split"
         )

@@ -103,7 +103,8 @@ def _find_pictures(table, folder, errors):
 
 
 def _locate(name, folder, line, errors):
-    errors.check_name(line, name)
+    if not errors.check_name(line, name):
+        return os.devnull  # no file: its boxes are left out
     candidates = list(dict.fromkeys(os.path.normpath(place) for place in (os.path.join(folder, name), name)))
     place = next(filter(os.path.isfile, candidates), None)
     if place is None:

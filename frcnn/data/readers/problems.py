@@ -95,14 +95,18 @@ class Errors:
         """Report a picture's name that leaves the folder of the data: more ".." than folders before, or absolute.
 
         An absolute one says plainly where it leads: it is reported only where the others are errors.
+
+        Returns:
+            bool, whether what it names may be opened.
         """
         absolute = os.path.isabs(name)
         if not absolute and os.path.normpath(name).split(os.sep)[0] != os.pardir:
-            return
+            return True
         if self.outside == "error":
             self.add(line, "outside-folder", f"{name} leaves the folder of the data, which is not allowed here")
         elif not absolute:
             self.note([line], "outside-folder", "outside the folder of the data", what="name")
+        return self.outside != "error"
 
     def finish(self):
         """Raise a ValueError that lists the first mistakes and counts the others, or give everything to the collector.

@@ -38,7 +38,7 @@ def read_yolo(path, class_names, split, errors):
     pictures = {}
     for line, name in enumerate(wanted, first):
         for place in places[name]:
-            for picture, its_line in _find_pictures(place, _roots(content, file), line, errors):
+            for picture, its_line in _find_pictures(place, _roots(content, file), file.parent.resolve(), line, errors):
                 pictures.setdefault(picture, its_line)
     if not pictures and not errors.found:
         raise ValueError(f"{file}: no picture in {', '.join(wanted)}")
@@ -117,14 +117,17 @@ def _roots(content, file):
     return list(dict.fromkeys([file.parent / path, Path(path), file.parent]))
 
 
-def _find_pictures(place, roots, line, errors):
+def _find_pictures(place, roots, home, line, errors):
     """(path, line) of each picture of a folder, or of a text file of paths."""
     # Some write ../train/images and mean what lies beside data.yaml.
     names = dict.fromkeys((place, place.removeprefix("../")))
     candidates = {os.path.normpath(root / name): name for name in names for root in roots}
     for found, name in candidates.items():
-        if os.path.exists(found):
-            errors.check_name(line, name)
+        if os.path.exists(found) and not errors.check_name(line, name):
+            return []
+        if os.path.isdir(found) and Path(found).resolve() in home.parents:
+            errors.add(line, "outside-folder", f"{name} holds the data set itself: name the folder of its pictures")
+            return []
         if os.path.isdir(found):
             return [(os.path.normpath(picture), line) for picture in find_files(found, SUFFIXES)]
         if os.path.isfile(found):
@@ -139,7 +142,8 @@ def _read_list(file, roots, errors):
     for line, name in enumerate(map(str.strip, lines), start + 1):
         if not name:
             continue
-        errors.check_name(line, name)
+        if not errors.check_name(line, name):
+            continue
         candidates = list(dict.fromkeys(os.path.normpath(root / name) for root in (Path(file).parent, *roots)))
         picture = next(filter(os.path.isfile, candidates), None)
         if picture is None:
