@@ -55,7 +55,7 @@ class ImageRecord:
 
     def without_crowds(self):
         """The record without its crowd boxes, as it is trained on."""
-        names = ("boxes", "labels", "difficult", "crowd", *(("lines",) if self.lines is not None else ()))
+        names = ("boxes", "labels", "difficult", "crowd", *(["lines"] if self.lines is not None else []))
         arrays = {name: getattr(self, name)[~self.crowd] for name in names}
         return replace(self, **arrays) if self.crowd.any() else self
 
