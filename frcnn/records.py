@@ -17,6 +17,8 @@ class ImageRecord:
         labels: (G,) int32, indices into the class names.
         difficult: (G,) bool, boxes that an evaluation neither rewards nor punishes (Pascal VOC).
         crowd: (G,) bool, boxes around many objects of a class (COCO's `iscrowd`); neither scored nor trained on.
+        source: the annotation file, as messages name it; "" where there is none.
+        lines: (G,) int64, the line of each box in it, from 1; None where lines say nothing (JSON).
 
     Raises:
         ValueError: shapes disagree, or a box is degenerate, not finite or outside the picture.
@@ -28,6 +30,8 @@ class ImageRecord:
     labels: np.ndarray
     difficult: np.ndarray = field(default=None)
     crowd: np.ndarray = field(default=None)
+    source: str = ""
+    lines: np.ndarray = field(default=None)
 
     def __post_init__(self):
         _set(self, size=tuple(int(side) for side in self.size))
@@ -51,7 +55,8 @@ class ImageRecord:
 
     def without_crowds(self):
         """The record without its crowd boxes, as it is trained on."""
-        arrays = {name: getattr(self, name)[~self.crowd] for name in ("boxes", "labels", "difficult", "crowd")}
+        names = ("boxes", "labels", "difficult", "crowd", *(["lines"] if self.lines is not None else []))
+        arrays = {name: getattr(self, name)[~self.crowd] for name in names}
         return replace(self, **arrays) if self.crowd.any() else self
 
     @property

@@ -257,6 +257,12 @@ def test_a_wrong_command_ends_in_a_sentence(tmp_path, capsys, draw_picture, opti
     assert not (tmp_path / "out").exists()
 
 
+def test_a_command_without_a_config_takes_no_fields_of_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert("a.txt", tmp_path / "out", "--to", "coco", "model.depth=18")
+    assert "unrecognized arguments: model.depth=18" in capsys.readouterr().err
+
+
 @pytest.mark.skipif("FRCNN_DATA" not in os.environ, reason="needs the picture sets of FRCNN_DATA")
 def test_a_real_tree_through_yolo_and_coco_comes_back_whole(tmp_path):
     source = Path(os.environ["FRCNN_DATA"], "cards")

@@ -33,7 +33,9 @@ FORBIDDEN = {
 }
 OPS_MAY_IMPORT = {"keras", "numpy", "frcnn.backend", "frcnn.ops"} | sys.stdlib_module_names - {"argparse"}
 LIGHT = [
-    path for path in FILES if re.match(r"(data|evaluation|cli|records|config|files|legacy|__init__)", path.parts[1])
+    path
+    for path in FILES
+    if re.match(r"(data|eval|cli|records|config|files|legacy|doctor|visualize|__init__)", path.parts[1])
 ]
 
 every_file = pytest.mark.parametrize("path", FILES, ids=str)

@@ -123,3 +123,10 @@ def test_the_size_of_a_picture_is_kept():
 def test_lengths_of_detections_must_agree():
     with pytest.raises(ValueError, match=r"record: \{'boxes': 1, 'scores': 2, 'labels': 1\} must have the same length"):
         Detections([[0, 0, 6, 4]], [0.9, 0.8], [0], ["a"])
+
+
+def test_lines_stay_with_their_boxes_without_crowds():
+    boxes, flags = [[0, 0, 5, 5], [1, 1, 6, 6], [2, 2, 7, 7]], [False, True, False]
+    record = ImageRecord("a.png", (20, 30), boxes, [0, 1, 2], crowd=flags, source="a.txt", lines=np.array([4, 5, 9]))
+    assert record.without_crowds().lines.tolist() == [4, 9]
+    assert record.without_crowds().source == "a.txt"

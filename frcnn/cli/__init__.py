@@ -8,6 +8,7 @@ import sys
 import warnings
 
 COMMANDS = {
+    "doctor": "look over annotated pictures before training",
     "train": "train a detector on annotated pictures",
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",

@@ -32,6 +32,16 @@ def image_size(path):
         return _header_size(file)
 
 
+def exif_orientation(path):
+    """The EXIF orientation of a picture that obeys one, 1 to 8; 1 where there is none, None where it is damaged.
+
+    Raises:
+        ValueError: as in `image_size`.
+    """
+    with _explained(path, "cannot read the picture's EXIF"), open_regular(path) as file, Image.open(file) as picture:
+        return _exif_orientation(picture) if picture.format in _TURNED_BY_EXIF else 1
+
+
 def read_image(path):
     """Decode a picture file to (H, W, 3) uint8 RGB: EXIF rotation applied, alpha dropped, 16 bits cut to 8.
 
@@ -72,9 +82,9 @@ def decode_image(data, path, grey_side=None):
     Raises:
         ValueError: as in `read_image`.
     """
-    with _explained(path, "cannot read the picture"):
+    image = None
+    with _explained(path, "cannot read the picture"), contextlib.suppress(UnidentifiedImageError):
         size = _header_size(io.BytesIO(data))
-        image = None
         if not _is_cut_png(data):
             image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
@@ -88,7 +98,7 @@ def decode_image(data, path, grey_side=None):
 def _header_size(file):
     with Image.open(file) as picture:
         width, height = picture.size
-        turned = picture.format in _TURNED_BY_EXIF and _exif_orientation(picture) >= 5
+        turned = picture.format in _TURNED_BY_EXIF and (_exif_orientation(picture) or 1) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -193,9 +203,9 @@ def _exif_orientation(picture):
         for place in range(start + 2, start + 2 + 12 * count, 12):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, place)
             if tag == ExifTags.Base.Orientation:
-                return value if value in range(1, 9) else 1
+                return value if value in range(1, 9) else None
     except struct.error:  # no block, or a damaged one: OpenCV reads on without it, and so must the size
-        pass
+        return None if block else 1
     return 1
 
 

@@ -71,10 +71,7 @@ def split_by_class(records, class_count, share, seed, groups=None):
     for unit, record in zip(units, records):
         counts[unit, :class_count] += np.bincount(record.labels, minlength=class_count)
         counts[unit, class_count:] += (not len(record.labels), 1)
-    first = _deal(counts, share, np.random.default_rng([seed, unit_count]))
-    if first.all() or not first.any():
-        first[counts[:, -1].argmin()] ^= True
-    return first[units]
+    return _deal(counts, share, np.random.default_rng([seed, unit_count]))[units]
 
 
 def _deal(counts, share, generator):
@@ -87,7 +84,7 @@ def _deal(counts, share, generator):
         rarest = np.where(left > 0, left, np.inf).argmin()
         for unit in generator.permutation(np.flatnonzero(waiting & (counts[:, rarest] > 0))):
             lacks = (lacking / wanted) @ (counts[unit] / totals)
-            part = int(lacks[1] > lacks[0])
+            part = int(lacks[1] > lacks[0])  # so that the second group goes where the first did not
             lacking[part] -= counts[unit]
             first[unit], waiting[unit] = part == 0, False
     return first

@@ -207,7 +207,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path, reader,
 
 @pytest.mark.parametrize("length", [2**31 - 1, 2**32 - 1, 200])
 def test_a_png_chunk_longer_than_the_file_reserves_nothing(tmp_path, length):
-    """OpenCV 4.13 takes 4 GB and 7 s for the 95 bytes of the largest."""
+    """OpenCV 5.0 takes 4 GB and 7 s for the 95 bytes of the largest."""
     path = tmp_path / "long.png"
     path.write_bytes(png(20, 12, struct.pack(">I", length) + b"IDAT" + bytes(50)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

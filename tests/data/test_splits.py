@@ -80,7 +80,7 @@ def partition(groups):
 def test_pictures_whose_names_match_equally_belong_together():
     paths = ["x/car1_a.png", "y/car1_b.png", "car2_a.png", "other.png", "more.png"]
     assert partition(group_pictures(paths, r"car\d")) == {(0, 1), (2,), (3,), (4,)}
-    assert partition(group_pictures(paths, r"_(.)\.png")) == {(0, 2), (1,), (3,), (4,)}
+    assert partition(group_pictures(paths, r"\d_(.)\.png")) == {(0, 2), (1,), (3,), (4,)}
     assert partition(group_pictures(paths)) == {(0,), (1,), (2,), (3,), (4,)}
 
 

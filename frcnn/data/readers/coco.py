@@ -37,7 +37,8 @@ def read_coco(path, class_names, errors):
     # A row a picture keeps those without annotations, and the order of the pictures.
     rows = {"class_name": BACKGROUND, "picture": range(len(pictures)), "line": lines, "crowd": False}
     table = pd.concat([pd.DataFrame(rows), table], ignore_index=True).assign(difficult=False)
-    return build_records(table, pictures, declared if class_names is None else class_names, errors, _CORNERS)
+    class_names = declared if class_names is None else class_names
+    return build_records(table, pictures, class_names, errors, _CORNERS)
 
 
 def _parse(data, path):
@@ -117,6 +118,7 @@ def _read_images(entries, folders, first, errors):
             errors.add(line, "repeated-picture", f"{place} is the picture of an image before")
         else:
             lines.append(line)
+            errors.declared[place] = (line, entry.get("width"), entry.get("height"))
         indices[number] = places.setdefault(place, len(places))
     return list(places), indices, lines
 

@@ -41,10 +41,13 @@ class Errors:
     Args:
         problems: None, or a list that takes all mistakes and notes as `Problem`s; nothing is then raised or warned of.
         outside: "error" or "warning", what a picture's name that leaves the folder of the data is.
+
+    Attributes:
+        declared: dict from a picture's path to (line, width, height) as the annotations have them, whatever they are.
     """
 
     def __init__(self, problems=None, outside="warning"):
-        self.problems, self.outside = problems, outside
+        self.problems, self.outside, self.declared = problems, outside, {}
         self.found, self._more, self._notes = [], 0, {}
         self._names, self._starts, self._end, self._entries = [], [], 0, []
 
@@ -56,7 +59,7 @@ class Errors:
             size: not less than its number of lines.
             entry: None, or a function from a number to the name of an entry, in a file whose lines say nothing.
         """
-        self._names.append(_printable(str(name)))
+        self._names.append(printable(str(name)))
         self._starts.append(self._end)
         self._entries.append(entry)
         self._end += size + 1
@@ -66,10 +69,17 @@ class Errors:
         """The file and line as people write it."""
         return str(self._problem(line, "", "", "")).removesuffix(": ")
 
+    def locate(self, lines):
+        """The file that lines as counted here are of, and their numbers in it, or None where lines say nothing."""
+        if not len(lines):
+            return "", lines
+        index = bisect.bisect_left(self._starts, lines[0]) - 1
+        return self._names[index], lines - self._starts[index] if self._entries[index] is None else None
+
     def add(self, line, kind, message, severity="error"):
         """Note a mistake. A hundred thousand are kept, the rest is counted."""
         if len(self.found) < _MAX_KEPT:
-            self.found.append((int(line), kind, severity, _printable(message)))
+            self.found.append((int(line), kind, severity, printable(message)))
         else:
             self._more += 1
 
@@ -184,7 +194,7 @@ def read_bytes(path, limit=MAX_BYTES):
     return data
 
 
-def _printable(text):
+def printable(text):
     """Text for a terminal, cut to a sensible length; what would move its cursor, or is no character, is escaped."""
     text = text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
     if text.isprintable():

@@ -33,6 +33,7 @@ def build_records(table, pictures, class_names, errors, corners=COORDINATES, ori
         allow_empty: whether a box without width or height is left out with a warning, or is a mistake.
     """
     sizes = _measure(table, pictures, errors)
+    _compare_sizes(pictures, sizes, errors)
     boxes = _select_boxes(table, sizes if shares else None, corners, errors)
     class_names = _label(boxes, class_names, errors)
     _check_boxes(boxes, sizes, corners, origin, allow_empty, errors)
@@ -43,7 +44,7 @@ def build_records(table, pictures, class_names, errors, corners=COORDINATES, ori
     lines = boxes["line"][(clipped != boxes["corners"]).any(axis=1)]
     errors.note(lines, "clipped-box", "clipped to the picture")
     errors.finish()
-    return _split_by_picture(boxes | {"corners": clipped}, pictures, sizes), class_names
+    return _split_by_picture(boxes | {"corners": clipped}, pictures, sizes, errors), class_names
 
 
 def _measure(table, pictures, errors):
@@ -57,6 +58,16 @@ def _measure(table, pictures, errors):
             errors.add(line, "unreadable-picture", str(error))
             sizes.append(_UNKNOWN_SIZE)
     return np.array(sizes, np.float32).reshape(-1, 2)
+
+
+def _compare_sizes(pictures, sizes, errors):
+    """Report declared sizes that are not the measured ones, by which everything goes: only to who asks for problems."""
+    for picture, size in zip(pictures, sizes, strict=True) if errors.problems is not None else ():
+        line, *declared = errors.declared.get(picture, (0, 0, 0))
+        told = all(isinstance(side, int) and 0 < side < 2**31 for side in declared)
+        if told and np.isfinite(size).all() and declared != size[::-1].tolist():
+            found = f"the picture is {size[1]:g} wide and {size[0]:g} high"
+            errors.add(line, "size-differs", f"{found}, annotated as {declared[0]:g} and {declared[1]:g}", "warning")
 
 
 def _select_boxes(table, sizes, corners, errors):
@@ -132,15 +143,16 @@ def _check_boxes(boxes, sizes, corners, origin, allow_empty, errors):
     boxes["corners"] = sides - np.float32([origin, origin, 0, 0])
 
 
-def _split_by_picture(boxes, pictures, sizes):
+def _split_by_picture(boxes, pictures, sizes, errors):
     order = np.argsort(boxes["picture"], kind="stable")
     none = np.zeros(len(order), bool)
     columns = [boxes["corners"], boxes["label"], boxes["difficult"], boxes.get("crowd", none)]
     columns = [column[order] for column in columns]
+    lines = boxes["line"][order]
     ends = np.cumsum(np.bincount(boxes["picture"], minlength=len(pictures))).tolist()
     starts = [0, *ends][:-1]  # none for no picture
     return [
-        ImageRecord(path, size, *(column[start:end] for column in columns))
+        ImageRecord(path, size, *(column[start:end] for column in columns), *errors.locate(lines[start:end]))
         for path, size, start, end in zip(pictures, sizes, starts, ends, strict=True)
         if np.isfinite(size).all()
     ]

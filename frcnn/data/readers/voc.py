@@ -88,11 +88,18 @@ def _read_tree(tree, split, path, pictures, errors):
         if filename not in names and file.stem not in by_stem:
             wanted = f"no {filename or '<filename>'} and no {file.stem}.*"
             errors.add(line or start + 1, "missing-picture", f"no picture for {shown}: JPEGImages has {wanted}")
+        elif not os.path.isfile(place):
+            errors.add(start + 1, "missing-picture", f"{place} is no file, but a folder, a pipe or a device")
         if place in pictures:
             message = f"{place} is the picture of {pictures[place]} already: correct <filename>"
             errors.add(start + 1, "repeated-picture", message)
             continue
         rows += _rows(root, len(pictures), start, errors)
+        size = root.find("size")
+        if size is not None:
+            texts = (size.findtext(side, "").strip() for side in ("width", "height"))
+            sides = [int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts]
+            errors.declared[place] = (start + size.get("line"), *sides)
         pictures[place] = shown
     return rows
 

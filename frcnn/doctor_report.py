@@ -1,0 +1,249 @@
+"""What the doctor found, for the terminal, for programs and as a page with pictures; each problem with its cure."""
+
+import base64
+import html
+from collections import defaultdict
+
+import cv2
+import numpy as np
+
+from frcnn.data.anchor_recall import IOUS
+from frcnn.data.images import read_image, resize_image, resized_size
+from frcnn.data.readers.problems import printable
+from frcnn.visualize import draw_boxes
+
+_THUMBNAIL = 360  # pixels, longer side
+_SAMPLE = 12  # pictures without a problem on the page
+_MOST_PICTURES = 48  # with one
+_MOST_DRAWN = 300  # boxes of a picture
+_MOST_ON_PAGE = 200  # problems of a kind
+_MOST_LETTERS = 40  # of a class name
+
+CURES = {
+    "anchors-miss": "take the better settings below, or a larger data.im_size",
+    "bad-encoding": "save the file as UTF-8",
+    "bad-number": "write a plain number, such as 12 or 12.5",
+    "broken-entry": "mend the entry, or delete it",
+    "broken-xml": "export the annotation anew, or delete the file",
+    "clipped-box": "nothing, if the object leaves the picture; else draw the box anew",
+    "conflicting-boxes": "keep the box with the right class",
+    "degenerate-box": "delete the box, or draw it anew",
+    "duplicate-box": "delete one of the two: each would be counted as an object",
+    "duplicate-picture": "delete the copies; between training and test they make the score too good",
+    "exif-invalid": "nothing, if the picture looks upright; else save it anew",
+    "exif-rotation": "look whether the boxes fit (--html); if not, save the picture upright, without the tag",
+    "few-boxes": "annotate more, or join the class with another",
+    "field-count": "write filepath,x1,y1,x2,y2,class_name (YOLO: class cx cy w h); quote a name that holds a comma",
+    "header-line": "delete the header",
+    "incomplete-object": "give the object a name and a complete box",
+    "leaked-picture": "keep copies on one side: frcnn convert-data --split draws such a split",
+    "missing-annotation": "annotate the picture, or take it off the list",
+    "missing-class": "name the class",
+    "missing-folder": "correct the path in data.yaml",
+    "missing-picture": "correct the path, or put the picture there; paths count from the annotation file's folder",
+    "near-duplicate-picture": "keep them on one side of every split: frcnn convert-data --split does",
+    "no-boxes": "mark at least one object",
+    "outline": "nothing, if the box around the outline is what you want",
+    "outside-box": "draw the box anew: was the picture resized or cut after it was annotated?",
+    "outside-folder": "move the pictures into the folder of the data",
+    "repeated-class": "give each category one id and one name",
+    "repeated-id": "give each picture an id of its own",
+    "repeated-picture": "join the two annotations, and correct <filename>",
+    "similar-classes": "write the name in one way everywhere",
+    "size-differs": "look whether the boxes fit (--html); if not, annotate the picture as it is now",
+    "swapped-box": "swap the two corners",
+    "tiny-box": "a larger data.im_size, pictures cut into parts, or leave the box out",
+    "too-many": "mend the first ones, and run again",
+    "undecodable-picture": "copy the picture again from its source, or delete it",
+    "unknown-class": "correct the name; or annotate the class for training too",
+    "unknown-picture": "correct image_id, or add the picture",
+    "unreadable-file": "see that the file is one and may be read",
+    "unreadable-picture": "copy the picture again from its source, or save it as JPEG or PNG",
+    "unreferenced-picture": "annotate it; one without objects is worth a line too (background)",
+    "xml-entities": "write the text itself in place of the entity",
+}
+_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .15rem .8rem; text-align: right }
+td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+h3 small { font-weight: normal; color: #666 } .error { color: #b00020 } .warning { color: #9a6700 }
+li { overflow-wrap: anywhere } pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }
+figure { display: inline-block; vertical-align: top; width: 360px; margin: .5rem } figure img { max-width: 100% }
+figcaption { font-size: 12px; overflow-wrap: anywhere }"""
+
+
+def to_dict(report):
+    """Everything as plain values, for JSON."""
+    problems = [{**problem._asdict(), "cure": CURES[problem.kind]} for problem in report.problems]
+    result = {"source": report.source, **report.statistics, "problems": problems}
+    if report.settings:
+        settings, chosen = report.better
+        result["anchors"] = _settings_dict(report.settings)
+        result["better_anchors"] = [_settings_dict(one) | {"use": paste(one)} for one in settings]
+        result["suggestion"] = paste(settings[chosen])
+    return result
+
+
+def _settings_dict(settings):
+    recall = [[None if np.isnan(share) else round(float(share), 4) for share in row] for row in settings.recall]
+    return settings._asdict() | {"recall": recall}
+
+
+def paste(settings):
+    """The settings as overrides of the commands."""
+    sizes = ",".join(f"{size:g}" for _, sizes in settings.levels for size in sizes)
+    ratios = ",".join(f"{ratio:g}" for ratio in settings.ratios)
+    sides = f"data.im_size={settings.im_size} data.max_size={settings.max_size}"
+    return f"model.anchor_sizes=[{sizes}] model.anchor_ratios=[{ratios}] {sides}"
+
+
+def to_text(report, most=3):
+    """The report for a terminal; of each kind of problem the first few."""
+    lines = [_headline(report)]
+    for (severity, kind), problems in _group(report.problems).items():
+        lines += ["", f"{severity} {kind} ({len(problems)}). Cure: {CURES[kind]}"]
+        lines += [f"  {printable(str(problem))}" for problem in problems[:most]]
+        lines += [f"  ... and {len(problems) - most} more"] * (len(problems) > most)
+    lines += ["", *_facts(report.statistics), *_table_lines(_class_rows(report))]
+    if report.settings:
+        lines += ["", _how_found(report), *_table_lines(_anchor_rows(report)), "", paste(_chosen(report))]
+    errors = sum(problem.severity == "error" for problem in report.problems)
+    return "\n".join([*lines, "", f"{errors} errors, {len(report.problems) - errors} warnings"])
+
+
+def _headline(report):
+    source, statistics = report.source, report.statistics
+    split = f", split {source['split']}" if source["split"] else ""
+    counts = f"{statistics['pictures']} pictures, {statistics['boxes']} boxes, {len(report.class_names)} classes"
+    return printable(f"{source['path']} ({source['format']}{split}): {counts}")
+
+
+def _group(problems):
+    groups = defaultdict(list)
+    for problem in problems:
+        groups[problem.severity, problem.kind].append(problem)
+    return groups
+
+
+def _facts(statistics):
+    if not statistics["pictures"]:
+        return ["no picture can be used"]
+    sizes = statistics["most_frequent_sizes"]
+    shown = ", ".join(f"{size['width']}x{size['height']} ({size['pictures']})" for size in sizes)
+    wide, boxes = statistics["picture_height_to_width"], statistics["boxes_a_picture"]
+    return [
+        f"pictures: most are {shown}; height / width {wide['smallest']:g} to {wide['largest']:g}",
+        f"boxes a picture: {boxes['smallest']:g} to {boxes['largest']:g}, median {boxes['median']:g}; "
+        f"{statistics['background_only']} pictures without any",
+    ]
+
+
+def _class_rows(report):
+    """The classes as a table of strings, its first row the titles."""
+    rows = [("class", "boxes", "share", "pictures", "size, px (5 %, median, 95 %)", "height / width")]
+    if report.settings:
+        rows[0] += tuple(f"anchor IoU >= {iou}" for iou in IOUS)
+    for label, entry in enumerate(report.statistics["classes"]):
+        spreads = [_show_spread(entry[name]) for name in ("box_size", "box_height_to_width")]
+        share = f"{entry['boxes'] / max(1, report.statistics['boxes']):.1%}"
+        recall = report.settings.recall[label] if report.settings else ()
+        name = printable(entry["name"])[:_MOST_LETTERS]
+        rows.append((name, str(entry["boxes"]), share, str(entry["pictures"]), *spreads, *map(_percent, recall)))
+    return rows
+
+
+def _show_spread(spread):
+    return " ".join(f"{spread[part]:.3g}" for part in ("low", "median", "high")) if spread else "-"
+
+
+def _anchor_rows(report):
+    """The present settings and the better ones, the one to take marked; mean recalls over classes, lowest ones too."""
+    titles = ("data.im_size", "pixels", *(f"mean IoU >= {iou}" for iou in IOUS), "worst class IoU >= 0.5", "anchors")
+    rows = [titles]
+    for settings in (report.settings, *report.better[0]):
+        mean, worst = np.nanmean(settings.recall, axis=0), np.nanmin(settings.recall[:, 0])
+        mark = " (now)" if settings is report.settings else " <-" if settings is _chosen(report) else ""
+        pixels = f"x{(settings.im_size / report.settings.im_size) ** 2:.2g}"
+        anchors = paste(settings).partition(" data.")[0].replace("model.anchor_", "")
+        rows.append((f"{settings.im_size}{mark}", pixels, *map(_percent, mean), _percent(worst), anchors))
+    return rows
+
+
+def _percent(share):
+    return "-" if np.isnan(share) else f"{share:.1%}"
+
+
+def _chosen(report):
+    settings, index = report.better
+    return settings[index]
+
+
+def _how_found(report):
+    before, after = (np.nanmean(settings.recall, axis=0) for settings in (report.settings, _chosen(report)))
+    gains = ", ".join(f"by {iou} {_percent(a)} -> {_percent(b)}" for iou, a, b in zip(IOUS, before, after))
+    how = "k-means of the boxes, then one size or ratio at a time; counted over all boxes"
+    return f"anchors that meet more boxes, as many as now; mean over classes: IoU {gains} ({how})"
+
+
+def _table_lines(rows):
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def to_html(report):
+    """One page that needs nothing else: pictures are in it, there is no script, and no text of a file is markup."""
+    parts = [f"<h1>{html.escape(_headline(report))}</h1>"]
+    for (severity, kind), problems in _group(report.problems).items():
+        cure = html.escape(CURES[kind])
+        items = "".join(f"<li>{html.escape(printable(str(problem)))}</li>" for problem in problems[:_MOST_ON_PAGE])
+        more = f"<p>... and {len(problems) - _MOST_ON_PAGE} more</p>" if len(problems) > _MOST_ON_PAGE else ""
+        title = f"<span class={severity}>{severity}</span> {kind} ({len(problems)}) <small>Cure: {cure}</small>"
+        parts.append(f"<h3>{title}</h3><ul>{items}</ul>{more}")
+    facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(report.statistics))
+    parts.append(f"<h2>What decides a recipe</h2>{facts}{_html_table(_class_rows(report))}")
+    if report.settings:
+        use = f"<pre>{html.escape(paste(_chosen(report)))}</pre>"
+        parts.append(f"<p>{html.escape(_how_found(report))}</p>{_html_table(_anchor_rows(report))}{use}")
+    about = _problems_by_picture(report)
+    troubled = [record for record in report.records if record.path in about][:_MOST_PICTURES]
+    sound = [record for record in report.records if record.path not in about]
+    sample = sound[:: max(1, len(sound) // _SAMPLE)][:_SAMPLE]
+    for title, records in (("Pictures with a problem", troubled), ("Pictures without", sample)):
+        figures = "".join(_figure(record, report.class_names, about[record.path]) for record in records)
+        parts.append(f"<h2>{title}</h2>{figures}" * bool(records))
+    head = f'<meta charset="utf-8"><title>frcnn doctor</title><style>{_STYLE}</style>'
+    return f"<!DOCTYPE html>\n<html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _html_table(rows):
+    body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows[1:])
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+
+
+def _problems_by_picture(report):
+    """A dict from a picture's path to the kinds of its problems: those about it, its boxes or its annotation file."""
+    owners = {record.path: record.path for record in report.records}
+    sources = defaultdict(set)
+    for record in report.records:
+        sources[record.source].add(record.path)
+    owners |= {source: next(iter(paths)) for source, paths in sources.items() if len(paths) == 1}
+    about = defaultdict(list)
+    for problem in report.problems:
+        path = owners.get(problem.file) or owners.get(problem.message.partition(": ")[0])
+        if path:
+            about[path].append(problem.kind)
+    return about
+
+
+def _figure(record, class_names, kinds):
+    try:
+        image = read_image(record.path)
+    except ValueError as error:
+        return f"<figure><figcaption>{html.escape(printable(str(error)))}</figcaption></figure>"
+    size = resized_size(*record.size, _THUMBNAIL, _THUMBNAIL)
+    boxes, labels = record.boxes[:_MOST_DRAWN] * (size[1] / record.size[1]), record.labels[:_MOST_DRAWN]
+    drawn = draw_boxes(resize_image(image, size), boxes, labels, [name[:_MOST_LETTERS] for name in class_names])
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(data).decode()}" alt="">'
+    caption = html.escape(printable(f"{record.path} {', '.join(sorted(set(kinds)))}"))
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
