@@ -51,21 +51,36 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The network. Anchors: Ren et al. 2015, section 3.1.1."""
 
+    architecture: Literal["c4", "fpn", "fpn_v2"] = _field(
+        "c4", "c4 (Ren et al. 2015), fpn (Lin et al. 2017) or fpn_v2 (Li et al. 2021), as torchvision builds them"
+    )
     depth: Literal[18, 34, 50, 101, 152] = _field(50, "ResNet depth (He et al. 2015, table 1)")
-    weights: str = _field("none", "initial weights: none, imagenet, or a file (Keras, torchvision, keras-frcnn, a run)")
-    conventions: Literal["auto", "frcnn", "torchvision", "keras", "keras2016", "keras_frcnn"] = _field(
-        "auto", "style, epsilon, bias, pooling and preprocessing of the network; auto: what the weights need, or frcnn"
+    weights: str = _field("none", "initial weights: none, imagenet, coco, coco-v2, or a file (Keras, torchvision, ...)")
+    conventions: Literal["auto", "frcnn", "torchvision", "torchvision_coco", "keras", "keras2016", "keras_frcnn"] = (
+        _field(
+            "auto",
+            "style, epsilon, bias, pooling and preprocessing of the network; auto: what the weights need, or frcnn",
+        )
     )
     trainable_stages: int = _field(3, "with initial weights, train this many last stages (torchvision)", ge=1, le=5)
     norm: Literal["auto", "frozen", "batch", "group"] = _field(
         "auto", "normalisation; auto: frozen with initial weights, else batch: random frozen statistics cannot learn"
     )
     anchor_sizes: tuple[Positive, ...] = _field(
-        (128, 256, 512), "square roots of the anchors' areas, pixels", min_length=1
+        (128, 256, 512), "square roots of the anchors' areas, pixels; fpn: one for each of P2 to P6", min_length=1
     )
     anchor_ratios: tuple[Positive, ...] = _field((0.5, 1.0, 2.0), "height / width of the anchors", min_length=1)
     rpn_channels: int = _field(512, "channels of the RPN's 3x3 convolution", ge=1)
-    roi_pool_size: int = _field(14, "cells along a side of a pooled RoI; stage 5 halves them", ge=2)
+    roi_pool_size: int = _field(14, "cells along a side of a pooled RoI; c4: stage 5 halves them", ge=2)
+
+    @model_validator(mode="after")
+    def _one_size_a_level(self):
+        if self.architecture != "c4" and len(self.anchor_sizes) != 5:
+            raise ValueError(
+                f"model.anchor_sizes {list(self.anchor_sizes)} must be five with model.architecture="
+                f"{self.architecture}, one for each of P2 to P6"
+            )
+        return self
 
 
 class RPNConfig(_Section):
@@ -102,6 +117,9 @@ class RoIConfig(_Section):
     delta_weights: tuple[Positive, Positive, Positive, Positive] = _field(
         (10.0, 10.0, 5.0, 5.0), "factors on (dx, dy, dw, dh) of the head's targets (py-faster-rcnn)"
     )
+    box_loss: Literal["smooth_l1", "giou"] = _field(
+        "smooth_l1", "of the head's boxes: smooth_l1 (Girshick 2015) or giou (Rezatofighi et al. 2019)"
+    )
 
 
 class DetectConfig(_Section):
@@ -133,6 +151,14 @@ class TrainConfig(_Section):
     seed: int = _field(0, "of the split, the batches, the augmentation, the sampling and the initial weights", ge=0)
 
 
+# What torchvision's FPN detectors have in place of the defaults above, which are C4's.
+_FPN_DEFAULTS = {
+    "model": {"anchor_sizes": (32, 64, 128, 256, 512), "rpn_channels": 256, "roi_pool_size": 7},
+    "rpn": {"train_pre_nms": 2000, "test_pre_nms": 1000, "test_post_nms": 1000},  # each level's, before NMS
+    "roi": {"samples": 512},
+}
+
+
 class Config(_Section):
     """The whole tree; `frcnn inspect config` prints it with each field's meaning."""
 
@@ -142,6 +168,18 @@ class Config(_Section):
     roi: RoIConfig = RoIConfig()
     detect: DetectConfig = DetectConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_architecture(cls, values):
+        sections = values if isinstance(values, dict) else {}
+        model = sections.get("model")
+        if not isinstance(model, dict) or model.get("architecture") not in ("fpn", "fpn_v2"):
+            return values
+        given = {name: sections.get(name, {}) for name in _FPN_DEFAULTS}  # what is no mapping is reported below
+        return sections | {
+            name: _FPN_DEFAULTS[name] | fields for name, fields in given.items() if isinstance(fields, dict)
+        }
 
 
 def load_config(path=None, overrides=()) -> Config:

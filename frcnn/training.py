@@ -79,7 +79,7 @@ def build_model(config, class_names):
     model = build_detector(config, class_names)
     model.weights_report = source and load_weights(model, source, reinitialise=True)
     for layer in model.get_layer("backbone").layers if source else ():
-        if isinstance(layer, ConvNorm):
+        if isinstance(layer, ConvNorm) and not layer.name.startswith("fpn"):
             stage = int(layer.name[3]) if layer.name.startswith("res") else 1
             layer.trainable = stage > STAGES - config.model.trainable_stages
     return model

@@ -146,6 +146,12 @@ def _download_imagenet(depth):
 
 def _check_network(source, network):
     """That the source fits a detector's `ModelConfig` or a classifier's `ResNetSpec`."""
+    architecture = getattr(network, "architecture", None)
+    if None not in (architecture, source.architecture) and source.architecture != architecture:
+        raise ValueError(
+            f"{source} does not fit a {architecture} detector: set model.architecture={source.architecture}, or take "
+            "other weights"
+        )
     if source.depth != network.depth:
         name = f"ResNet-{network.depth}" if network.depth else "ResNet of blocks of its own"
         raise ValueError(f"{source} does not fit a {name}: set model.depth={source.depth}, or take other weights")
