@@ -77,7 +77,8 @@ def tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_rati
                 pooled = gather_points(maps, levels, y_points, x_points, sampling_ratio)
             return [tf.convert_to_tensor(slope) for slope in tape.gradient(pooled, maps, upstream)]
 
-        picture = tf.repeat(tf.range(tf.shape(levels)[0]), tf.shape(levels)[1])
+        batch, count = tf.unstack(tf.shape(levels))
+        picture = tf.repeat(tf.range(batch), count)
         points = [tf.reshape(points, (-1, points.shape[-1])) for points in (y_points, x_points)]
         where = [tf.where(tf.reshape(levels, (-1,)) == level)[:, 0] for level in range(len(maps))]
         crops = [
@@ -85,7 +86,7 @@ def tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_rati
             for one_map, chosen in zip(maps, where)
         ]
         pooled = tf.dynamic_stitch([tf.cast(chosen, tf.int32) for chosen in where], crops)
-        return tf.reshape(pooled, (tf.shape(levels)[0], levels.shape[1], *crops[0].shape[1:])), gradient
+        return tf.reshape(pooled, (batch, count, *crops[0].shape[1:])), gradient
 
     return pool(*maps)
 

@@ -83,7 +83,9 @@ def describe(source) -> Description:
         return _recognise(_read_file(path), path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read as weights ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:  # what damaged bytes raise
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: damaged or cut off ({error})") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what damaged bytes raise
         raise ValueError(f"{path or 'mapping'}: {error}") from error
 
 

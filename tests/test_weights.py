@@ -515,7 +515,7 @@ def test_a_model_without_its_layers_is_refused():
     [
         ((), "none of its 0 names is of a ResNet"),
         (("a", "b/kernel"), r"none of its 2 names \(a, b/kernel\) is of a ResNet"),
-        (("backbone.body.conv1.weight", "backbone.fpn.inner_blocks.0.0.weight"), "FPN detector: not supported yet"),
+        (("backbone.body.0.0.weight", "x"), r"none of its 2 names \(backbone.body.0.0.weight, x\) is of a ResNet"),
         (("conv1.weight", "layer1.0.conv1.weight"), r"stages 2 to 4 have \(1, 0, 0\) blocks"),
     ],
 )

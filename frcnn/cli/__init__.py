@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a detector on annotated pictures",
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",
+    "convert-weights": "make a run folder of a detector of torchvision's",
     "inspect": "show the effective config",
 }
 
@@ -32,7 +33,7 @@ def main(argv=None):
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"frcnn.cli.{name}")
+        module = importlib.import_module(f"frcnn.cli.{name.replace('-', '_')}")
         command = commands.add_parser(
             name,
             help=summary,

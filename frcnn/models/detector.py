@@ -214,13 +214,17 @@ def _training_outputs(config, parts, inputs):
     rois, roi_labels, roi_targets = sample(proposals, scores, *truth, seeds)
     class_logits, box_deltas = _apply_head(parts, features, rois, roi.samples)
     logits, deltas, labels, targets = anchor_sample
+    giou = {"function": losses.roi_giou_loss, "arguments": {"delta_weights": roi.delta_weights}}
     return {
         "rpn_class_loss": _loss_layer("rpn_class_loss")((logits, labels)),
         "rpn_box_loss": _loss_layer("rpn_box_loss")((deltas, targets, labels)),
         "roi_class_loss": _loss_layer("roi_class_loss")((class_logits, roi_labels)),
-        "roi_box_loss": _loss_layer("roi_box_loss")((box_deltas, roi_targets, roi_labels)),
+        "roi_box_loss": _loss_layer("roi_box_loss", **(giou if roi.box_loss == "giou" else {}))(
+            (box_deltas, roi_targets, roi_labels)
+        ),
     }
 
 
-def _loss_layer(name):
-    return keras.layers.Lambda(getattr(losses, name), output_shape=(), name=name, dtype="float32")
+def _loss_layer(name, function=None, arguments=None):
+    function = function or getattr(losses, name)
+    return keras.layers.Lambda(function, output_shape=(), arguments=arguments, name=name, dtype="float32")

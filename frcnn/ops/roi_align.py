@@ -85,7 +85,7 @@ def gather_points(maps, levels, y_points, x_points, sampling_ratio):
     Returns:
         (B, S, rows, columns, C) in the dtype of `maps`.
     """
-    channels, batch = maps[0].shape[-1], ops.shape(levels)[0]
+    channels, (batch, count) = maps[0].shape[-1], ops.shape(levels)
     heights, widths = zip(*(ops.shape(one_map)[1:3] for one_map in maps))
     counts = [height * width for height, width in zip(heights, widths)]
     offsets = [sum(counts[:level]) for level in range(len(maps))]
@@ -101,7 +101,7 @@ def gather_points(maps, levels, y_points, x_points, sampling_ratio):
     weights = row_weights[:, :, :, None, :, None] * column_weights[:, :, None, :, None, :]
     neighbours = (-1, 4 * sampling_ratio**2)
     pooled = backend.weighted_rows(cells, ops.reshape(indices, neighbours), ops.reshape(weights, neighbours))
-    shape = (batch, levels.shape[1], rows.shape[2], columns.shape[2], channels)
+    shape = (batch, count, rows.shape[2], columns.shape[2], channels)
     return ops.cast(ops.reshape(pooled, shape), maps[0].dtype)
 
 
