@@ -53,7 +53,8 @@ def stages_of(architecture):
     return found, {key.partition("__")[2]: value for key, value in expected.items() if key.startswith(f"{name}__")}
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+# The second version on TensorFlow only: on JAX a network of this size compiles for a minute.
+@pytest.fixture(scope="module", params=["fpn", pytest.param("fpn_v2", marks=pytest.mark.tensorflow)])
 def stages(request):
     return stages_of(request.param)
 
@@ -184,12 +185,10 @@ def _named(model, path):
     return next(weight for weight in model.weights if weight.path == path)
 
 
-@pytest.mark.parametrize("architecture", ["c4", "fpn"])
-def test_the_box_loss_is_the_one_asked_for(architecture):
+def test_the_box_loss_is_the_one_asked_for():
     """With the RoI head's delta weights; the other three losses stay as they are."""
-    shared = [f"model.architecture={architecture}", "model.norm=frozen", "roi.delta_weights=[1,2,3,4]"]
-    settings = [*shared, *(TINY if architecture == "fpn" else ())]
-    plain, giou = (build_detector(tiny_config(*settings, *more), CLASS_NAMES) for more in ((), ["roi.box_loss=giou"]))
+    settings = ["model.norm=frozen", "roi.delta_weights=[1,2,3,4]"]
+    plain, giou = (tiny_fpn(*settings, *more) for more in ((), ["roi.box_loss=giou"]))
     layer = giou.get_layer("roi_box_loss")
     assert (layer.function, layer.arguments) == (roi_giou_loss, {"delta_weights": (1, 2, 3, 4)})
     assert plain.get_layer("roi_box_loss").function is roi_box_loss
