@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from frcnn import backend
 from frcnn.ops.nms import non_max_suppression, portable_nms
-from frcnn.ops.roi_align import interpolate_points, roi_align
+from frcnn.ops.roi_align import interpolate_points, pyramid_roi_align, roi_align
 
 ROUNDS = 9
 
@@ -55,7 +55,41 @@ def cases():
         )
     for rois, size in ((32, 7), (300, 7), (128, 14)):
         yield from roi_align_cases(generator, rois, size)
+    yield from pyramid_cases(generator)
     yield from batch_norm_cases(generator)
+
+
+def pyramid_cases(generator):
+    """RoIAlign 7x7 on the levels of a 608x800 picture, 256 channels: forward and backward, and forward alone."""
+    maps = [
+        tf.constant(generator.normal(size=(1, 608 // step, 800 // step, 256)), tf.float32) for step in (4, 8, 16, 32)
+    ]
+    for rois, backward in ((512, True), (1000, False)):
+        sides, corners = np.exp(generator.uniform(2.8, 6, (1, rois, 2))), generator.uniform(0, 400, (1, rois, 2))
+        boxes = tf.constant(np.concatenate([corners, corners + sides], -1), tf.float32)
+
+        def fast(boxes=boxes, backward=backward):
+            with tf.GradientTape() as tape:
+                tape.watch(maps)
+                pooled = pyramid_roi_align(maps, boxes, 7, (4, 8, 16, 32))
+            return tape.gradient(pooled, maps, pooled) if backward else pooled
+
+        name = f"RoIAlign, pyramid, {rois} RoIs{', with gradient' if backward else ''}"
+        yield name, fast, without_tensorflow(fast)
+
+
+def without_tensorflow(function):
+    """The same function, traced as on another backend."""
+
+    def portable():
+        original = backend.is_tensorflow
+        backend.is_tensorflow = lambda: False
+        try:
+            return function()
+        finally:
+            backend.is_tensorflow = original
+
+    return portable
 
 
 def roi_align_cases(generator, rois, size):
@@ -86,15 +120,10 @@ def batch_norm_cases(generator):
             y, _, _ = normalise(x, gamma, beta, 1e-5)
         return [tf.cast(gradient, tf.float32) for gradient in tape.gradient(y, (x, gamma, beta), y)]
 
-    def portable():
-        original = backend.is_tensorflow
-        backend.is_tensorflow = lambda: False
-        try:
-            return gradients(backend.batch_normalise)
-        finally:
-            backend.is_tensorflow = original
+    def fast():
+        return gradients(backend.batch_normalise)
 
-    yield "batch normalisation, (4, 120, 160, 64)", lambda: gradients(backend.batch_normalise), portable
+    yield "batch normalisation, (4, 120, 160, 64)", fast, without_tensorflow(fast)
 
 
 if __name__ == "__main__":

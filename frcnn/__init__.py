@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "Config": "config",
+    "Config": "schema",
     "Detections": "records",
     "ImageRecord": "records",
     "ResNet50": "models.classifier",

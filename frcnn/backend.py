@@ -53,23 +53,77 @@ def tensorflow_roi_align(features, y_points, x_points, sampling_ratio, interpola
                 pooled = interpolate_points(features, y_points, x_points, sampling_ratio)
             return tape.gradient(pooled, features, upstream)
 
-        return _crop_and_mean(tf, features, y_points, x_points, sampling_ratio), gradient
+        batch, count, *_ = tf.unstack(tf.shape(y_points))
+        flat = [tf.reshape(points, (-1, points.shape[2])) for points in (y_points, x_points)]
+        crops = _crop_and_mean(tf, features, *flat, tf.repeat(tf.range(batch), count), sampling_ratio)
+        return tf.reshape(crops, (batch, count, *crops.shape[1:])), gradient
 
     return pool(features)
 
 
-def _crop_and_mean(tf, features, y_points, x_points, sampling_ratio):
+def tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_ratio, gather_points):
+    """`ops.roi_align.gather_points` with `tf.image.crop_and_resize` in the forward pass, level by level.
+
+    How many RoIs a level has may differ from step to step here, so that each is pooled once. The gradient is that of
+    the portable form, as in `tensorflow_roi_align`.
+    """
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def pool(*maps):
+        def gradient(upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(maps)
+                pooled = gather_points(maps, levels, y_points, x_points, sampling_ratio)
+            return [tf.convert_to_tensor(slope) for slope in tape.gradient(pooled, maps, upstream)]
+
+        batch, count = tf.unstack(tf.shape(levels))
+        picture = tf.repeat(tf.range(batch), count)
+        points = [tf.reshape(points, (-1, points.shape[-1])) for points in (y_points, x_points)]
+        where = [tf.where(tf.reshape(levels, (-1,)) == level)[:, 0] for level in range(len(maps))]
+        crops = [
+            _crop_and_mean(tf, one_map, *(tf.gather(rows, chosen) for rows in (*points, picture)), sampling_ratio)
+            for one_map, chosen in zip(maps, where)
+        ]
+        pooled = tf.dynamic_stitch([tf.cast(chosen, tf.int32) for chosen in where], crops)
+        return tf.reshape(pooled, (batch, count, *crops[0].shape[1:])), gradient
+
+    return pool(*maps)
+
+
+def _crop_and_mean(tf, features, y_points, x_points, picture, sampling_ratio):
+    """Points (R, n) and picture (R,) of R RoIs -> (R, rows, columns, C)."""
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
-    shape, rows, columns = tf.shape(y_points), y_points.shape[2], x_points.shape[2]
-    corners = [y_points[..., 0], x_points[..., 0], y_points[..., -1], x_points[..., -1]]
+    corners = [y_points[:, 0], x_points[:, 0], y_points[:, -1], x_points[:, -1]]
     boxes = tf.stack([(corner + 1.0) / last[i % 2] for i, corner in enumerate(corners)], axis=-1)
-    picture = tf.repeat(tf.range(shape[0]), shape[1])
-    crops = tf.image.crop_and_resize(padded, tf.reshape(boxes, (-1, 4)), picture, (rows, columns))
+    crops = tf.image.crop_and_resize(padded, boxes, picture, (y_points.shape[1], x_points.shape[1]))
     if sampling_ratio > 1:
         crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
-    size = (shape[0], shape[1], rows // sampling_ratio, columns // sampling_ratio, features.shape[3])
-    return tf.cast(tf.reshape(crops, size), features.dtype)
+    return tf.cast(crops, features.dtype)
+
+
+def weighted_rows(rows, indices, weights):
+    """Sums of rows: result[m] = sum over n of weights[m, n] * rows[indices[m, n]].
+
+    On TensorFlow a product with a sparse matrix, whose gradient is another: no row is copied before it is added.
+
+    Args:
+        rows: (N, C) float32; the only one that gets a gradient.
+        indices, weights: (M, n) int32, (M, n) float32.
+
+    Returns:
+        (M, C) float32.
+    """
+    if not is_tensorflow():
+        return keras.ops.sum(keras.ops.take(rows, indices, axis=0) * weights[..., None], axis=1)
+    import tensorflow as tf
+
+    count, width = tf.unstack(tf.shape(indices, tf.int64))
+    places = [tf.repeat(tf.range(count), width), tf.cast(tf.reshape(indices, (-1,)), tf.int64)]
+    shape = tf.stack([count, tf.shape(rows, tf.int64)[0]])
+    matrix = tf.SparseTensor(tf.stack(places, axis=1), tf.reshape(weights, (-1,)), shape)
+    return tf.sparse.sparse_dense_matmul(matrix, rows)
 
 
 def top_k(x, k):

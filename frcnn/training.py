@@ -81,7 +81,7 @@ def build_model(config, class_names, build=build_detector):
     model = build(config, class_names)
     model.weights_report = source and load_weights(model, source, reinitialise=True)
     for layer in flat_layers(model) if source else ():
-        if isinstance(layer, ConvNorm):
+        if isinstance(layer, ConvNorm) and layer.name.startswith(("conv1", "res")):
             stage = int(layer.name[3]) if layer.name.startswith("res") else 1
             layer.trainable = stage > STAGES - config.model.trainable_stages
     return model

@@ -5,6 +5,7 @@ Each source has one table here, from its names to `layer/variable` as in `res2a_
 
 import io
 import json
+import math
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from frcnn import backend
 from frcnn.config import load_pickle
 from frcnn.models.detector import conventions_name
 from frcnn.models.resnet import BLOCKS, BOTTLENECK_DEPTH, block_letter
+from frcnn.published import COCO_NAMES, is_file_of
 
 MOST_NAMES = 6  # of a list in a message
 
@@ -27,8 +29,8 @@ class Description:
 
     Attributes:
         source: its path, or "mapping".
-        kind: "frcnn", "torchvision", "keras" (keras.applications today), "keras_v2" (its ResNetV2), "keras2016",
-            "keras_frcnn" or "tutorial".
+        kind: "frcnn", "torchvision" (a ResNet, or an FPN detector on one), "keras" (keras.applications today),
+            "keras_v2" (its ResNetV2), "keras2016", "keras_frcnn" or "tutorial".
         depth: of its ResNet.
         conventions: a key of `frcnn.models.resnet.CONVENTIONS`; None: weights of ours without their config.pickle.
         norm: "frozen" where it has stored statistics, else "group".
@@ -48,11 +50,20 @@ class Description:
     tensors: dict[str, np.ndarray] = field(repr=False)
     unexpected: tuple[str, ...] = field(repr=False)
 
+    @property
+    def architecture(self):
+        """ "c4", "fpn" or "fpn_v2", as `ModelConfig` has it; None of a backbone."""
+        if "fpn_inner2/kernel" in self.tensors:
+            return "fpn_v2" if "fpn_inner2/gamma" in self.tensors else "fpn"
+        return None if self.num_classes is None else "c4"
+
     def __str__(self):
         names = "" if self.class_names else ", names unknown"
         what = "backbone" if self.num_classes is None else f"detector of {self.num_classes} classes{names}"
         if self.num_classes is None and self.class_names:
             what = f"classifier of {len(self.class_names)} classes"
+        if self.architecture in ("fpn", "fpn_v2"):
+            what = f"{self.architecture} {what}"
         return f"{self.source} ({self.kind}, ResNet-{self.depth} {what})"
 
 
@@ -74,7 +85,9 @@ def describe(source) -> Description:
         return _recognise(_read_file(path), path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read as weights ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:  # what damaged bytes raise
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: damaged or cut off ({error})") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what damaged bytes raise
         raise ValueError(f"{path or 'mapping'}: {error}") from error
 
 
@@ -93,7 +106,25 @@ _OLD_LEAVES = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "runni
 _KERAS_BLOCK = re.compile(r"conv([2-5])_block(\d+)_(preact|[0-3])_(?:conv|bn)")
 _KERAS_LAYERS = {"conv1_conv": "conv1", "conv1_bn": "conv1", "post_bn": "post_norm", "predictions": "fc"}
 _TORCH = re.compile(r"(?:layer([1-4])\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(weight|bias|running_mean|running_var)")
-_TORCH_TOP = {"fc.weight": "fc/kernel", "fc.bias": "fc/bias"}
+_TORCH_TOP = {
+    "fc": "fc",
+    "rpn.head.cls_logits": "rpn_out_class",
+    "rpn.head.bbox_pred": "rpn_out_regress",
+    "roi_heads.box_head.fc6": "box_dense1",
+    "roi_heads.box_head.fc7": "box_dense2",
+    "roi_heads.box_head.5": "box_dense1",
+    "roi_heads.box_predictor.cls_score": "class_logits",
+    "roi_heads.box_predictor.bbox_pred": "box_predictor",
+}
+# A detector's convolutions, numbered from 0; ".0" is the convolution and ".1" its norm. Files from before torchvision
+# 0.13, its COCO weights among them, have no ".0" where there is no norm.
+_TORCH_PARTS = {
+    "backbone.fpn.inner_blocks": ("fpn_inner", 2),
+    "backbone.fpn.layer_blocks": ("fpn_output", 2),
+    "rpn.head.conv": ("rpn_conv", 1),
+    "roi_heads.box_head": ("box_conv", 1),
+}
+_TORCH_PART = re.compile(rf"({'|'.join(map(re.escape, _TORCH_PARTS))})(?:\.(\d))?(?:\.([01]))?\.(\w+)")
 _TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _OLD_LAYERS = {"bn_conv": "conv1", "fc": "fc", "dense_class": "class_logits", "dense_regress": "box_predictor"}
 
@@ -115,15 +146,32 @@ def _old_layer(layer):
 
 
 def _torchvision_name(name):
-    """layer1.0.conv2.weight -> res2a_branch2b/kernel, layer2.0.downsample.1.bias -> res3a_branch1/beta."""
-    match = _TORCH.fullmatch(name)
+    """layer1.0.conv2.weight -> res2a_branch2b/kernel, layer2.0.downsample.1.bias -> res3a_branch1/beta.
+
+    Of a detector: backbone.body.layer1.0..., backbone.fpn.inner_blocks.0.1.bias -> fpn_inner2/beta.
+    """
+    match = _TORCH.fullmatch(name.removeprefix("backbone.body."))
     if not match:
-        return _TORCH_TOP.get(name)
+        return _torchvision_part_name(name)
     stage, block, part, number, leaf = match.groups()
     is_shortcut = part == "downsample."
     layer = "conv1" if stage is None else _convolution(int(stage) + 1, int(block), 0 if is_shortcut else int(number))
     is_kernel = part == "conv" or (is_shortcut and number == "0")
     return f"{layer}/{'kernel' if is_kernel else _TORCH_NORM[leaf]}"
+
+
+def _torchvision_part_name(name):
+    """What is not of the ResNet's stages, or None."""
+    layer, _, leaf = name.rpartition(".")
+    plain = {"weight": "kernel", "bias": "bias"}
+    if layer in _TORCH_TOP and leaf in plain:
+        return f"{_TORCH_TOP[layer]}/{plain[leaf]}"
+    match = _TORCH_PART.fullmatch(name)
+    leaves = _TORCH_NORM if match and match[3] == "1" else plain
+    if not match or match[4] not in leaves:
+        return None
+    layer, first = _TORCH_PARTS[match[1]]
+    return f"{layer}{int(match[2] or 0) + first}/{leaves[match[4]]}"
 
 
 def _convolution(stage, block, number):
@@ -141,11 +189,9 @@ def _our_name(name, kind):
 
 def _kind_of(names):
     layers = {name.partition("/")[0] for name in names}
-    if any(name.startswith("backbone.fpn.") for name in names):
-        raise ValueError("weights of an FPN detector: not supported yet")
     if "conv2_block1_preact_bn" in layers:
         return "keras_v2"
-    if "layer1.0.conv1.weight" in names:
+    if {"layer1.0.conv1.weight", "backbone.body.layer1.0.conv1.weight"} & set(names):
         return "torchvision"
     if "conv2_block1_1_conv" in layers:
         return "keras"
@@ -169,21 +215,58 @@ def _recognise(arrays, path):
         array = np.asarray(arrays[name])
         is_torch = kind == "torchvision" and array.ndim in (2, 4)
         tensors[own_names[name]] = array.transpose(*range(2, array.ndim), 1, 0) if is_torch else array
+    if kind == "torchvision" and "backbone.body.conv1.weight" in arrays:
+        _check_torchvision_detector(arrays, own_names)
+        _put_into_our_order(tensors)
     num_classes = len(tensors["class_logits/bias"]) - 1 if "class_logits/bias" in tensors else None
     conventions, class_names = _config_beside(path) if kind in ("frcnn", "keras_frcnn") else (None, None)
     if class_names and num_classes not in (None, len(class_names)):
         raise ValueError(f"has {num_classes} classes, the config.pickle beside it {len(class_names)}")
+    if kind == "torchvision" and num_classes is not None:
+        class_names = COCO_NAMES if num_classes == len(COCO_NAMES) else None
+        conventions = "torchvision_coco" if path and is_file_of(path, "coco") else None
     return Description(
         source=str(path or "mapping"),
         kind=kind,
         depth=_depth_of(tensors),
-        conventions=conventions if kind == "frcnn" else kind,
+        conventions=conventions if kind == "frcnn" else conventions or kind,
         norm="frozen" if any(name.endswith("/moving_mean") for name in tensors) else "group",
         num_classes=num_classes,
         class_names=class_names,
         tensors=tensors,
         unexpected=tuple(name for name, own in own_names.items() if not own),
     )
+
+
+def _check_torchvision_detector(arrays, own_names):
+    """That it is a Faster R-CNN: its other detectors (RetinaNet, FCOS, SSD) share the ResNet and the pyramid."""
+    heads = (
+        "rpn.head.cls_logits.bias",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.bbox_pred.bias",
+    )
+    lacking = [name for name in heads if name not in arrays]
+    if lacking:
+        strange = next((f", and found {name}" for name, own in own_names.items() if not own), "")
+        raise ValueError(f"no Faster R-CNN of torchvision: expected {lacking[0]}{strange}")
+    classes, boxes = arrays[heads[1]].shape, arrays[heads[2]].shape
+    if boxes != (4 * classes[0],):
+        raise ValueError(
+            f"{heads[2]} has shape {boxes}, expected {(4 * classes[0],)}: four for each class and background"
+        )
+
+
+def _put_into_our_order(tensors):
+    """From torchvision's order to ours: background first to last, without boxes; pooled RoIs channels first to last."""
+    for leaf in ("kernel", "bias"):
+        tensors[f"class_logits/{leaf}"] = np.roll(tensors[f"class_logits/{leaf}"], -1, axis=-1)
+        tensors[f"box_predictor/{leaf}"] = tensors[f"box_predictor/{leaf}"][..., 4:]
+    dense = tensors.get("box_dense1/kernel", np.zeros((0, 0)))
+    channels = tensors["fpn_output2/kernel"].shape[-1]
+    side = math.isqrt(dense.shape[0] // channels)
+    if dense.shape[0] == channels * side * side:  # else its shape is reported
+        cells = dense.reshape(channels, side, side, -1).transpose(1, 2, 0, 3)
+        tensors["box_dense1/kernel"] = cells.reshape(dense.shape)
 
 
 def _depth_of(tensors):

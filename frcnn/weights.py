@@ -1,14 +1,19 @@
 """Weights from other programs and other runs: checked against the model, loaded, reported."""
 
+import os
 import socket
+import tempfile
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 
-from frcnn.models.detector import conventions_name
+from frcnn.config import load_config, save_config
+from frcnn.models.detector import build_detector, conventions_name
 from frcnn.models.resnet import BOTTLENECK_DEPTH, CONVENTIONS, Conventions
+from frcnn.published import PUBLISHED, fetch
 from frcnn.weight_files import Description, describe, listed
 
 KERAS_FRCNN_RATIOS = (1.0, 2.0, 0.5)  # height / width, in the order of keras-frcnn's anchors
@@ -24,6 +29,7 @@ class Report:
         loaded, missing: of the model: found in the source, and not.
         unexpected: of the source: without a place in the model.
         reinitialised: classes whose predictor rows keep their initial values.
+        shared: where there are such, the classes whose rows come from the source.
     """
 
     source: Description
@@ -31,12 +37,14 @@ class Report:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reinitialised: tuple[str, ...]
+    shared: tuple[str, ...] = ()
 
     def __str__(self):
         lists = {
             "not in it, left as they were": self.missing,
             "in it, without a place here": self.unexpected,
             "classes that it does not know, their predictor rows left as they were": self.reinitialised,
+            "classes that it knows, their predictor rows taken": self.shared,
         }
         first = f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors from {self.source}"
         return "\n".join([first, *(f"  {text} ({len(x)}): {listed(x)}" for text, x in lists.items() if x)])
@@ -76,7 +84,8 @@ def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN
         variables[name].assign(tensors[name].astype(np.float32))
     missing = tuple(name for name in variables if name not in tensors)
     unexpected = source.unexpected + tuple(name for name in tensors if name not in variables)
-    return Report(source, loaded, missing, unexpected, reinitialised)
+    shared = tuple(name for name in model.class_names if name not in reinitialised) if reinitialised else ()
+    return Report(source, loaded, missing, unexpected, reinitialised, shared)
 
 
 def prepare(config):
@@ -90,11 +99,13 @@ def prepare(config):
         weights cannot be downloaded a warning says so, and `model.weights` becomes "none".
 
     Raises:
-        ValueError: a file cannot be read or is for another depth.
+        ValueError: a file cannot be read or downloaded, or is for another network.
     """
     settings, source = config.model, None
     if settings.weights == "imagenet":
         source = _download_imagenet(settings.depth)
+    elif settings.weights in PUBLISHED:
+        source = describe(fetch(settings.weights))
     elif settings.weights != "none":
         source = describe(settings.weights)
     conventions = source.conventions if source and settings.conventions == "auto" else settings.conventions
@@ -110,6 +121,55 @@ def prepare(config):
     if source:
         _check_network(source, config.model)
     return config, source
+
+
+def convert(source, output, class_names=None, overrides=()):
+    """Make a run folder of a detector of torchvision's: `load_detector` and `model.weights` take it at once.
+
+    Its config is what torchvision runs the detector with: FPN, 800 pixels, preprocessing, frozen normalisation with the
+    epsilon of the weights.
+
+    Args:
+        source: as in `describe`, or "coco" or "coco-v2", which are downloaded.
+        output: the folder; it must not exist, or be empty.
+        class_names: K strings in the order of its labels, without background; None: COCO's where they are.
+        overrides: "section.field=value" strings on its config.
+
+    Returns:
+        `Report`.
+
+    Raises:
+        ValueError: it cannot be read or downloaded, is no such detector, or its classes are unknown; nothing is made.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is there already: name another folder, or delete it")
+    source = describe(fetch(source) if isinstance(source, str) and source in PUBLISHED else source)
+    if source.kind != "torchvision" or source.architecture is None:
+        raise ValueError(f"{source} is no detector of torchvision's: train from it with model.weights instead")
+    names = tuple(class_names or source.class_names or ())
+    if len(names) != source.num_classes:
+        raise ValueError(
+            f"{source}: name its {source.num_classes} classes in the order of its labels, not {len(names)}"
+        )
+    own = {
+        "architecture": source.architecture,
+        "depth": source.depth,
+        "conventions": source.conventions,
+        "norm": "frozen",
+    }
+    settings = [f"model.{name}={value}" for name, value in own.items()]
+    config = load_config(None, [*settings, "data.im_size=800", "data.max_size=1333", *overrides])
+    model = build_detector(config, names)
+    report = load_weights(model, source)
+    if report.missing:
+        raise ValueError(f"{source} lacks {listed(report.missing)}: it is not whole")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as draft:
+        save_config(config, Path(draft, output.name), names)
+        model.save_weights(Path(draft, output.name, "best.weights.h5"))
+        os.replace(Path(draft, output.name), output)
+    return report
 
 
 def flat_layers(model):
@@ -148,6 +208,12 @@ def _download_imagenet(depth):
 
 def _check_network(source, network):
     """That the source fits a detector's `ModelConfig` or a classifier's `ResNetSpec`."""
+    architecture = getattr(network, "architecture", None)
+    if None not in (architecture, source.architecture) and source.architecture != architecture:
+        raise ValueError(
+            f"{source} does not fit a {architecture} detector: set model.architecture={source.architecture}, or take "
+            "other weights"
+        )
     if source.depth != network.depth:
         name = f"ResNet-{network.depth}" if network.depth else "ResNet of blocks of its own"
         raise ValueError(f"{source} does not fit a {name}: set model.depth={source.depth}, or take other weights")

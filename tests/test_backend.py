@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from frcnn import backend
-from tests.oracles.tensors import array, tensor
+from tests.oracles.tensors import array, gradient, tensor
 
 
 def noise(*shape, seed=0):
@@ -31,6 +31,17 @@ def test_batch_normalise_of_bfloat16_keeps_float32_statistics():
     x = keras.ops.cast(tensor(noise(2, 5, 4, 6)), "bfloat16")
     results = backend.batch_normalise(x, tensor(np.ones(6)), tensor(np.zeros(6)), 1e-3)
     assert [keras.backend.standardize_dtype(result.dtype) for result in results] == ["bfloat16", "float32", "float32"]
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_weighted_rows_by_hand(monkeypatch, portable):
+    if portable:
+        monkeypatch.setattr(backend, "is_tensorflow", lambda: False)
+    rows = np.array([[1, 2], [10, 20], [100, 200]])
+    inputs = tensor([[2, 0], [1, 1]], "int32"), tensor([[0.5, 3], [1, -2]])
+    assert array(backend.weighted_rows(tensor(rows), *inputs)).tolist() == [[53, 106], [-10, -20]]
+    slope = gradient(lambda x: keras.ops.sum(backend.weighted_rows(x, *inputs) * tensor([[1, 0], [0, 1]])), rows)
+    assert slope.tolist() == [[3, 0], [0, -1], [0.5, 0]]
 
 
 # ---------------------------------------------------------------------------------------------------- the data

@@ -1,6 +1,7 @@
 """frcnn.config: the tree, reading and overriding, errors that name the field. Pickles: see also test_legacy.py."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import yaml
@@ -35,6 +36,33 @@ def test_defaults_are_valid_frozen_and_described():
     assert (config.model.anchor_sizes, config.roi.delta_weights) == ((128, 256, 512), (10, 10, 5, 5))
     with pytest.raises(ValueError, match="frozen"):
         config.train.epochs = 3
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "fpn_v2"])
+def test_fpn_has_torchvisions_numbers_where_nothing_else_is_said(write, architecture):
+    config = load_config(write(f"model: {{architecture: {architecture}, rpn_channels: 64}}\nrpn: {{test_pre_nms: 7}}"))
+    assert (config.model.anchor_sizes, config.model.rpn_channels) == ((32, 64, 128, 256, 512), 64)
+    assert (config.model.roi_pool_size, config.roi.samples, config.roi.box_loss) == (7, 512, "smooth_l1")
+    counts = config.rpn.train_pre_nms, config.rpn.train_post_nms, config.rpn.test_pre_nms, config.rpn.test_post_nms
+    assert counts == (2000, 2000, 7, 1000)
+    assert load_config(None, [f"model.architecture={architecture}", "roi.samples=9"]).roi.samples == 9
+    assert with_overrides(config, ["train.epochs=3"]).model == config.model
+
+
+def test_an_fpn_has_one_anchor_size_a_level(write):
+    assert config_error(write("model: {architecture: fpn, anchor_sizes: [32, 64]}")) == (
+        "x.yaml: model.anchor_sizes [32.0, 64.0] must be five with model.architecture=fpn, one for each of P2 to P6"
+    )
+    assert "rpn (3) must be a section with fields" in config_error(write("model: {architecture: fpn}\nrpn: 3"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "config").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_is_valid_and_short(path):
+    config = load_config(path)
+    assert (config.model.architecture == "c4") == ("fpn" not in path.stem)
+    assert len(path.read_text().splitlines()) <= 60
 
 
 def test_file_then_overrides_in_order(write):

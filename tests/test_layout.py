@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn.config import Config
+from frcnn.schema import Config
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "frcnn").rglob("*.py"))
@@ -25,6 +25,7 @@ FORBIDDEN = {
     "frcnn.evaluation": (*KERAS_SIDE, *COMMANDS, "frcnn.data", "frcnn.outputs", "frcnn.plots", "frcnn.visualize"),
     "frcnn.records": (*KERAS_SIDE, *COMMANDS, "frcnn.config", "frcnn.evaluation", "frcnn.outputs"),  # it may draw
     "frcnn.files": ("keras", "frcnn", "argparse"),
+    "frcnn.schema": ("keras", "frcnn", "argparse"),
     "frcnn.config": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),
     "frcnn.legacy": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS, "frcnn.config", "pickle", "importlib"),
     "frcnn.models": (*COMMANDS, *FILES_SIDE, *RUNS),

@@ -4,7 +4,6 @@ import pickle
 import re
 import shutil
 import socket
-import zlib
 
 import h5py
 import keras
@@ -17,34 +16,12 @@ from frcnn.models.classifier import ResNet50, build_classifier, build_resnet
 from frcnn.models.detector import build_detector
 from frcnn.models.resnet import CONVENTIONS, ConvNorm, ResNetSpec, resnet_stage, resnet_stem
 from frcnn.weights import describe, prepare
-from tests.oracles.golden import FOLDER, read_json
+from tests.oracles.golden import draw, golden, read_json, torchvision_state
 from tests.oracles.shapes import shapes_config
 from tests.oracles.tensors import array
 from tests.oracles.tiny import CLASS_NAMES, tiny_config, tiny_images
 
 BLOCK_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def draw(key, shape, kind, a, b):
-    """The rule that stands at the top of the golden files."""
-    generator = np.random.default_rng(zlib.crc32(key.encode()))
-    values = {
-        "normal": lambda: a + b * generator.standard_normal(shape),
-        "uniform": lambda: generator.uniform(a, b, shape),
-        "zeros": lambda: np.zeros(shape),
-    }
-    return np.asarray(values[kind](), np.float32)
-
-
-@functools.cache
-def golden(name):
-    with np.load(FOLDER / name) as arrays:
-        return dict(arrays)
-
-
-@functools.cache
-def torchvision_state(name):
-    return {row[0]: draw(*row) for row in read_json("torchvision_models_seed0.json")["models"][name]}
 
 
 def bare_resnet(depth, conventions, norm="frozen"):
@@ -571,7 +548,7 @@ def test_a_model_without_its_layers_is_refused():
     [
         ((), "none of its 0 names is of a ResNet"),
         (("a", "b/kernel"), r"none of its 2 names \(a, b/kernel\) is of a ResNet"),
-        (("backbone.body.conv1.weight", "backbone.fpn.inner_blocks.0.0.weight"), "FPN detector: not supported yet"),
+        (("backbone.body.0.0.weight", "x"), r"none of its 2 names \(backbone.body.0.0.weight, x\) is of a ResNet"),
         (("conv1.weight", "layer1.0.conv1.weight"), r"stages 2 to 4 have \(1, 0, 0\) blocks"),
     ],
 )

@@ -13,6 +13,7 @@ COMMANDS = {
     "detect": "detect objects in a folder of pictures",
     "evaluate": "score a trained detector on annotated pictures",
     "convert-data": "write annotated pictures in another format, in one part or several",
+    "convert-weights": "make a run folder of a detector of torchvision's",
     "classify": "train, score and use a classifier of whole pictures",
     "inspect": "show the effective config, the network, its anchors, its batches",
 }

@@ -10,6 +10,7 @@ Keras's training step is overridden. The backbone runs once a step.
 import keras
 
 from frcnn import backend
+from frcnn.models.fpn import fpn_parts
 from frcnn.models.heads import build_rpn_head, build_stage5_head
 from frcnn.models.layers import (
     AnchorGrid,
@@ -53,7 +54,7 @@ class FasterRCNN(keras.Model):
 
 
 def build_detector(config, class_names):
-    """Build the training model of the C4 detector.
+    """Build the training model: C4 or FPN, as `config.model.architecture` says.
 
     Args:
         config: `frcnn.Config`.
@@ -92,11 +93,11 @@ def detection_model(model):
     parts = {
         name: model.get_layer(name) for name in ("normalize", "backbone", "rpn", "anchors", "roi_align", "roi_head")
     }
-    features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
+    features, *rpn_outputs = _shared_trunk(parts, inputs)
     rpn = config.rpn
     decoding = rpn.model_dump(include={"nms_iou", "delta_weights"})
     select = SelectProposals(name="test_proposals", pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms, **decoding)
-    proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
+    proposals, scores = select(*rpn_outputs, inputs["image_sizes"])
     logits, deltas = _apply_head(parts, features, proposals, rpn.test_post_nms)
     settings = config.detect.model_dump(exclude={"batch_size"}) | {"delta_weights": config.roi.delta_weights}
     detections = SelectDetections(name="detections", **settings)(
@@ -121,16 +122,32 @@ def _build_parts(config, num_classes):
     dtype = dtype_policy(config.train.precision)
     conventions = CONVENTIONS[conventions_name(model.conventions)]
     spec = ResNetSpec(model.depth, normalisation(model.norm), dtype, seed, conventions)
+    pixels = {name: getattr(conventions, name) for name in ("channel_order", "mean", "deviation")}
+    parts = (c4_parts if model.architecture == "c4" else fpn_parts)(model, spec, num_classes, seed)
+    return {"normalize": ImageNormalization(name="normalize", **pixels), **parts}
+
+
+def c4_parts(model, spec, num_classes, seed):
+    """The layers of the C4 detector, whose one feature map is stage 4.
+
+    Args:
+        model: `ModelConfig`.
+        spec: `ResNetSpec` of `model`.
+        num_classes: K.
+        seed: of the heads' initial weights.
+
+    Returns:
+        {"backbone": images -> a feature map or a list of them, "rpn": one map -> logits and deltas, "anchors": maps and
+        images -> anchors of each map, "roi_align": what the backbone gives and RoIs -> pooled RoIs, "roi_head"}.
+    """
     backbone = build_backbone(spec)
     channels = backbone.output_shape[-1]
     sizes, ratios = list(model.anchor_sizes), list(model.anchor_ratios)
     pool = model.roi_pool_size
-    pixels = {name: getattr(conventions, name) for name in ("channel_order", "mean", "deviation")}
     return {
-        "normalize": ImageNormalization(name="normalize", **pixels),
         "backbone": backbone,
-        "rpn": build_rpn_head(channels, model.rpn_channels, len(sizes) * len(ratios), dtype, seed),
-        "anchors": AnchorGrid(name="anchors", stride=STRIDE, sizes=sizes, ratios=ratios),
+        "rpn": build_rpn_head(channels, model.rpn_channels, len(sizes) * len(ratios), spec.dtype, seed),
+        "anchors": AnchorGrid(name="anchors", stride=STRIDE, sizes=[sizes], ratios=ratios),
         "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=STRIDE),
         "roi_head": build_stage5_head(channels, pool, num_classes, spec),
     }
@@ -177,8 +194,11 @@ def dtype_policy(precision):
 
 
 def _shared_trunk(parts, inputs):
+    """Features as the backbone gives them; lists over its maps: rpn_logits, rpn_deltas, anchors."""
     features = parts["backbone"](parts["normalize"](inputs["images"], inputs["image_sizes"]))
-    return features, parts["rpn"](features), parts["anchors"](features)
+    maps = features if isinstance(features, list) else [features]
+    logits, deltas = zip(*(parts["rpn"](one_map) for one_map in maps))
+    return features, list(logits), list(deltas), parts["anchors"](maps, inputs["images"])
 
 
 def _apply_head(parts, features, rois, count):
@@ -189,24 +209,28 @@ def _apply_head(parts, features, rois, count):
 def _training_outputs(config, parts, inputs):
     rpn, roi, seeds = config.rpn, config.roi, inputs["sampling_seeds"]
     truth = inputs["gt_boxes"], inputs["gt_labels"]
-    features, rpn_outputs, anchors = _shared_trunk(parts, inputs)
+    features, *rpn_outputs = _shared_trunk(parts, inputs)
     sampling = rpn.model_dump(include={"positive_iou", "negative_iou", "samples", "positive_fraction", "delta_weights"})
-    anchor_sample = SampleAnchors(name="sample_anchors", **sampling)(*rpn_outputs, anchors, *truth, seeds)
+    anchor_sample = SampleAnchors(name="sample_anchors", **sampling)(*rpn_outputs, *truth, seeds)
     decoding = rpn.model_dump(include={"nms_iou", "delta_weights"})
     select = SelectProposals(name="train_proposals", pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms, **decoding)
-    proposals, scores = select(*rpn_outputs, anchors, inputs["image_sizes"])
+    proposals, scores = select(*rpn_outputs, inputs["image_sizes"])
     num_classes = parts["roi_head"].output_shape[1][1]
-    sample = SampleRoIs(name="sample_rois", num_classes=num_classes, **roi.model_dump())
+    sample = SampleRoIs(name="sample_rois", num_classes=num_classes, **roi.model_dump(exclude={"box_loss"}))
     rois, roi_labels, roi_targets = sample(proposals, scores, *truth, seeds)
     class_logits, box_deltas = _apply_head(parts, features, rois, roi.samples)
     logits, deltas, labels, targets = anchor_sample
+    giou = {"function": losses.roi_giou_loss, "arguments": {"delta_weights": roi.delta_weights}}
     return {
         "rpn_class_loss": _loss_layer("rpn_class_loss")((logits, labels)),
         "rpn_box_loss": _loss_layer("rpn_box_loss")((deltas, targets, labels)),
         "roi_class_loss": _loss_layer("roi_class_loss")((class_logits, roi_labels)),
-        "roi_box_loss": _loss_layer("roi_box_loss")((box_deltas, roi_targets, roi_labels)),
+        "roi_box_loss": _loss_layer("roi_box_loss", **(giou if roi.box_loss == "giou" else {}))(
+            (box_deltas, roi_targets, roi_labels)
+        ),
     }
 
 
-def _loss_layer(name):
-    return keras.layers.Lambda(getattr(losses, name), output_shape=(), name=name, dtype="float32")
+def _loss_layer(name, function=None, arguments=None):
+    function = function or getattr(losses, name)
+    return keras.layers.Lambda(function, output_shape=(), arguments=arguments, name=name, dtype="float32")

@@ -10,8 +10,8 @@ from keras import KerasTensor, ops
 from frcnn import backend
 from frcnn.ops.anchors import grid_anchors
 from frcnn.ops.detections import select_detections
-from frcnn.ops.proposals import select_proposals
-from frcnn.ops.roi_align import roi_align
+from frcnn.ops.proposals import select_level_proposals
+from frcnn.ops.roi_align import pyramid_roi_align, roi_align
 from frcnn.ops.targets import rpn_targets, sample_rois
 
 
@@ -51,45 +51,55 @@ class ImageNormalization(OpLayer):
 
 @keras.saving.register_keras_serializable("frcnn")
 class AnchorGrid(OpLayer):
-    """features (B, h, w, C) -> anchors (A, 4); settings: stride, sizes, ratios (`ops.anchors.grid_anchors`)."""
+    """maps [(B, h, w, C), ...], images (B, H, W, 3) -> anchors [(A, 4), ...] of each map (`ops.anchors.grid_anchors`).
 
-    def call(self, features):
-        height, width = ops.shape(features)[1:3]
-        return grid_anchors(height, width, **self.settings)
+    Settings: sizes, a list for each map; ratios; stride of all maps, or None: torchvision's rule, pixels of `images` by
+    cells, rounded down. A P6 of 13 cells over 800 pixels has stride 61.
+    """
 
-    def compute_output_spec(self, features):
-        return KerasTensor((None, 4), "float32")
+    def call(self, maps, images):
+        return [self._anchors_of(one_map, images, sizes) for one_map, sizes in zip(maps, self.settings["sizes"])]
+
+    def _anchors_of(self, one_map, images, sizes):
+        cells, stride = ops.shape(one_map)[1:3], self.settings["stride"]
+        strides = [pixels // count for pixels, count in zip(ops.shape(images)[1:3], cells)]
+        return grid_anchors(*cells, stride or strides, sizes, self.settings["ratios"])
+
+    def compute_output_spec(self, maps, images):
+        return [KerasTensor((None, 4), "float32") for _ in maps]
 
 
 @keras.saving.register_keras_serializable("frcnn")
 class SelectProposals(OpLayer):
-    """`ops.proposals.select_proposals`; no gradient leaves it (Ren et al. 2015: approximate joint training)."""
+    """`ops.proposals.select_level_proposals`; no gradient leaves it (Ren et al. 2015: approximate joint training)."""
 
     def call(self, rpn_logits, rpn_deltas, anchors, image_sizes):
-        logits, deltas = ops.stop_gradient(rpn_logits), ops.stop_gradient(rpn_deltas)
-        return select_proposals(logits, deltas, anchors, image_sizes, **self.settings)
+        logits, deltas = (list(map(ops.stop_gradient, levels)) for levels in (rpn_logits, rpn_deltas))
+        return select_level_proposals(logits, deltas, anchors, image_sizes, **self.settings)
 
     def compute_output_spec(self, rpn_logits, rpn_deltas, anchors, image_sizes):
-        batch, count = rpn_logits.shape[0], self.settings["post_nms"]
+        batch, count = rpn_logits[0].shape[0], self.settings["post_nms"]
         return KerasTensor((batch, count, 4), "float32"), KerasTensor((batch, count), "float32")
 
 
 @keras.saving.register_keras_serializable("frcnn")
 class SampleAnchors(OpLayer):
-    """`ops.targets.rpn_targets`, with the sampled logits and deltas gathered.
+    """`ops.targets.rpn_targets` over the anchors of all levels, with the sampled logits and deltas gathered.
 
     Returns:
         logits (B, S), deltas (B, S, 4), labels (B, S) int32, delta_targets (B, S, 4).
     """
 
     def call(self, rpn_logits, rpn_deltas, anchors, gt_boxes, gt_labels, seeds):
+        rpn_logits, rpn_deltas = ops.concatenate(rpn_logits, axis=1), ops.concatenate(rpn_deltas, axis=1)
+        anchors = ops.concatenate(anchors, axis=0)
         indices, labels, targets = rpn_targets(anchors, gt_boxes, gt_labels, seeds, **self.settings)
         logits = ops.take_along_axis(rpn_logits, indices, axis=1)
         deltas = ops.take_along_axis(rpn_deltas, indices[..., None], axis=1)
         return logits, deltas, labels, ops.stop_gradient(targets)
 
     def compute_output_spec(self, rpn_logits, *_):
-        shape = (rpn_logits.shape[0], self.settings["samples"])
+        shape = (rpn_logits[0].shape[0], self.settings["samples"])
         return tuple(
             KerasTensor((*shape, *rest), dtype)
             for rest, dtype in (((), "float32"), ((4,), "float32"), ((), "int32"), ((4,), "float32"))
@@ -121,6 +131,19 @@ class RoIAlign(OpLayer):
     def compute_output_spec(self, features, rois):
         size = self.settings["output_size"]
         return KerasTensor((None, size, size, features.shape[-1]), "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class PyramidRoIAlign(OpLayer):
+    """`ops.roi_align.pyramid_roi_align` of the first maps, one for each of `strides`: -> (B * S, size, size, C)."""
+
+    def call(self, maps, rois):
+        pooled = pyramid_roi_align(maps[: len(self.settings["strides"])], rois, **self.settings)
+        return ops.reshape(pooled, (-1, *pooled.shape[2:]))
+
+    def compute_output_spec(self, maps, rois):
+        size = self.settings["output_size"]
+        return KerasTensor((None, size, size, maps[0].shape[-1]), "float32")
 
 
 @keras.saving.register_keras_serializable("frcnn")

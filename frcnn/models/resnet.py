@@ -51,6 +51,8 @@ _CAFFE = {"use_bias": True, "mean": (103.939, 116.779, 123.68), "deviation": (1.
 CONVENTIONS = {
     "frcnn": Conventions(),
     "torchvision": Conventions("v1.5"),
+    # torchvision runs the first of its published COCO detectors without an epsilon: it was trained so.
+    "torchvision_coco": Conventions("v1.5", epsilon=0.0),
     "keras": Conventions("v1", 1.001e-5, channel_order="BGR", **_CAFFE),
     "keras_v2": Conventions("v2", 1.001e-5, mean=(127.5,) * 3, deviation=(127.5,) * 3),
     "keras2016": Conventions("v1", 1e-3, padded_pool=False, channel_order="BGR", **_CAFFE),

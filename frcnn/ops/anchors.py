@@ -30,15 +30,18 @@ def grid_anchors(grid_height, grid_width, stride, sizes, ratios):
 
     Args:
         grid_height, grid_width: cells of the feature map, ints or scalar int tensors.
-        stride: pixels between neighbouring cells.
+        stride: pixels between neighbouring cells, one number or (down, across); ints or scalar int tensors.
         sizes, ratios: see `base_anchors`.
 
     Returns:
         (A, 4) float32, xyxy pixels; A = grid_height * grid_width * ratios * sizes, rows first, then columns, then
         `base_anchors` order. Anchors may leave the image.
     """
-    y = ops.cast(ops.arange(grid_height), "float32") * stride
-    x = ops.cast(ops.arange(grid_width), "float32") * stride
+    down, across = (
+        ops.cast(step, "float32") for step in (stride if isinstance(stride, list | tuple) else [stride] * 2)
+    )
+    y = ops.cast(ops.arange(grid_height), "float32") * down
+    x = ops.cast(ops.arange(grid_width), "float32") * across
     y, x = ops.meshgrid(y, x, indexing="ij")
     centres = ops.reshape(ops.stack([x, y, x, y], axis=-1), (-1, 1, 4))
     return ops.reshape(ops.add(centres, base_anchors(sizes, ratios)[None]), (-1, 4))

@@ -39,6 +39,28 @@ def box_iou(boxes_a, boxes_b):
     return ops.where(union > 0, intersection / ops.where(union > 0, union, 1.0), 0.0)
 
 
+def generalised_iou(boxes_a, boxes_b):
+    """Overlap of pairs that also tells how far apart two boxes are (Rezatofighi et al. 2019, algorithm 1).
+
+    Moving or stretching both boxes of a pair alike changes nothing.
+
+    Args:
+        boxes_a, boxes_b: (..., 4) float32, xyxy, positive width and height.
+
+    Returns:
+        (...) float32, -1..1: IoU less the share of the smallest box around both that neither covers.
+    """
+    width, height = (
+        ops.minimum(boxes_a[..., 2 + i], boxes_b[..., 2 + i]) - ops.maximum(boxes_a[..., i], boxes_b[..., i])
+        for i in (0, 1)
+    )
+    intersection = ops.maximum(width, 0.0) * ops.maximum(height, 0.0)
+    union = box_area(boxes_a) + box_area(boxes_b) - intersection
+    corners = ops.minimum(boxes_a[..., :2], boxes_b[..., :2]), ops.maximum(boxes_a[..., 2:], boxes_b[..., 2:])
+    around = box_area(ops.concatenate(corners, axis=-1))
+    return intersection / union - (around - union) / around
+
+
 def encode_boxes(boxes, anchors, weights=(1.0, 1.0, 1.0, 1.0)):
     """Turn boxes into regression deltas against anchors (Ren et al. 2015, eq. 2).
 

@@ -1,4 +1,4 @@
-"""The four losses of Faster R-CNN, each one number a picture.
+"""The losses of Faster R-CNN, each one number a picture.
 
 Each gives the sum over a picture's samples, times B, divided by the samples of the whole batch: the mean over B is then
 torchvision's loss (a mean over all samples of the batch), and a picture without objects adds exactly 0 to the box
@@ -7,6 +7,10 @@ losses. Each takes one tuple, because each is the function of a Lambda layer.
 
 import keras
 from keras import ops
+
+from frcnn.ops.boxes import decode_deltas, generalised_iou
+
+GIOU_WEIGHT = 10.0  # of MMDetection's recipe: without, so few of the samples are objects that boxes hardly learn
 
 
 def smooth_l1(errors, beta):
@@ -80,11 +84,38 @@ def roi_box_loss(inputs):
         (B,) float32.
     """
     deltas, targets, labels = inputs
-    num_classes = deltas.shape[2]
-    foreground = (labels >= 0) & (labels < num_classes)
-    own_class = ops.where(foreground, labels, 0)[..., None, None]
-    deltas = ops.take_along_axis(deltas, ops.broadcast_to(own_class, (*ops.shape(labels), 1, 4)), axis=2)[:, :, 0]
+    deltas, foreground = _of_own_class(deltas, labels)
     return _per_picture(ops.sum(smooth_l1(deltas - targets, 1.0 / 9), axis=-1), foreground, labels)
+
+
+@keras.saving.register_keras_serializable("frcnn")
+def roi_giou_loss(inputs, delta_weights=(10.0, 10.0, 5.0, 5.0)):
+    """1 - GIoU of the box that a RoI predicts for its own class with its object's (Rezatofighi et al. 2019), times 10.
+
+    GIoU is the same for the RoIs as they are and for all of them stretched to one square: deltas are enough.
+
+    Args:
+        inputs: as in `roi_box_loss`.
+        delta_weights: what the targets were multiplied by.
+
+    Returns:
+        (B,) float32.
+    """
+    deltas, targets, labels = inputs
+    deltas, foreground = _of_own_class(deltas, labels)
+    square = ops.convert_to_tensor([0.0, 0.0, 1.0, 1.0], "float32")
+    # Empty slots may hold anything: none of it may reach an exponential, whose NaN would reach the gradient.
+    both = (ops.where(foreground[..., None], codes, 0.0) for codes in (deltas, targets))
+    boxes = (decode_deltas(codes, square, delta_weights) for codes in both)
+    return _per_picture(GIOU_WEIGHT * (1.0 - generalised_iou(*boxes)), foreground, labels)
+
+
+def _of_own_class(deltas, labels):
+    """The deltas (B, S, 4) of each RoI's own class, and which RoIs (B, S) have one."""
+    foreground = (labels >= 0) & (labels < deltas.shape[2])
+    own_class = ops.where(foreground, labels, 0)[..., None, None]
+    own_class = ops.broadcast_to(own_class, (*ops.shape(labels), 1, 4))
+    return ops.take_along_axis(deltas, own_class, axis=2)[:, :, 0], foreground
 
 
 def _per_picture(values, counted, labels):

@@ -44,6 +44,27 @@ def select_proposals(
     return gather_kept(boxes, scores, non_max_suppression(boxes, scores, nms_iou, post_nms))
 
 
+def select_level_proposals(rpn_logits, rpn_deltas, anchors, image_sizes, *, post_nms, **settings):
+    """`select_proposals` on each feature map alone, then the best of them all (Lin et al. 2017, section 4.1).
+
+    A box is never suppressed by one of another level, as in torchvision.
+
+    Args:
+        rpn_logits, rpn_deltas, anchors: lists of as many maps, of what `select_proposals` takes.
+        image_sizes, post_nms, settings: as there; `pre_nms` counts for each map.
+
+    Returns:
+        As `select_proposals`.
+    """
+    levels = zip(rpn_logits, rpn_deltas, anchors, strict=True)
+    found = [select_proposals(*level, image_sizes, post_nms=post_nms, **settings) for level in levels]
+    if len(found) == 1:
+        return found[0]
+    boxes, scores = (ops.concatenate(parts, axis=1) for parts in zip(*found))
+    scores, best = backend.top_k(scores, post_nms)
+    return take_boxes(boxes, best), scores
+
+
 def gather_kept(boxes, scores, keep):
     """Boxes and scores of NMS's survivors.
 

@@ -1,8 +1,9 @@
-"""RoIAlign (He et al. 2017, section 3), equal to torchvision's `roi_align`."""
+"""RoIAlign (He et al. 2017, section 3), equal to torchvision's `roi_align`, on one map and on a pyramid."""
 
 from keras import ops
 
 from frcnn import backend
+from frcnn.ops.boxes import box_area
 
 
 def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=False):
@@ -29,6 +30,98 @@ def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=Fal
     return interpolate_points(features, y_points, x_points, sampling_ratio)
 
 
+def pyramid_roi_align(maps, rois, output_size, strides, sampling_ratio=2):
+    """Pool every RoI from the one level that suits its size, as torchvision's `MultiScaleRoIAlign` does.
+
+    Args:
+        maps: list of (B, h, w, C) float, finest first.
+        rois: (B, S, 4) float32, xyxy pixels of the image.
+        output_size: rows and columns of the grid.
+        strides: of each map, doubling; the first is that of P2, 4.
+        sampling_ratio: samples along each side of a cell.
+
+    Returns:
+        (B, S, rows, columns, C) in the dtype of `maps`; gradients go to `maps` only.
+    """
+    rois = ops.stop_gradient(rois)
+    levels = roi_levels(rois, len(maps))
+    stride = ops.take(ops.convert_to_tensor(strides, "float32"), levels)
+    size = (output_size, output_size)
+    y_points, x_points = (_sample_points(rois, axis, size, stride, sampling_ratio, False) for axis in (0, 1))
+    if backend.is_tensorflow():
+        return backend.tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_ratio, gather_points)
+    return gather_points(maps, levels, y_points, x_points, sampling_ratio)
+
+
+def roi_levels(rois, count):
+    """The level of each RoI (Lin et al. 2017, eq. 1): one of 224x224 pixels belongs to P4, one of half that to P3.
+
+    Args:
+        rois: (..., 4) float32, xyxy pixels.
+        count: levels, from P2 on.
+
+    Returns:
+        (...) int32, 0..count - 1; 0 is P2.
+    """
+    side = ops.sqrt(ops.maximum(box_area(rois), 1e-6))
+    level = ops.floor(4.0 + ops.log2(side / 224.0) + 1e-6)  # torchvision's epsilon
+    return ops.cast(ops.clip(level, 2, 1 + count), "int32") - 2
+
+
+def gather_points(maps, levels, y_points, x_points, sampling_ratio):
+    """Mean of bilinear samples on a separable grid, each RoI's from its own level.
+
+    The cells of all levels lie in one row behind one another, so that a level is an offset and a width: each RoI reads
+    only its own samples, with shapes that no RoI changes. (Pooling every RoI from every level is four times that, and
+    the matrix products of `interpolate_points` over a P2 of 200x300 cells are a hundred times that.)
+
+    Args:
+        maps: list of (B, h, w, C) float.
+        levels: (B, S) int32, the map of each RoI.
+        y_points: (B, S, rows * sampling_ratio) float32, in cells of the RoI's own map.
+        x_points: (B, S, columns * sampling_ratio) float32.
+        sampling_ratio: how many neighbouring points are averaged, per axis.
+
+    Returns:
+        (B, S, rows, columns, C) in the dtype of `maps`.
+    """
+    channels, (batch, count) = maps[0].shape[-1], ops.shape(levels)
+    heights, widths = zip(*(ops.shape(one_map)[1:3] for one_map in maps))
+    counts = [height * width for height, width in zip(heights, widths)]
+    offsets = [sum(counts[:level]) for level in range(len(maps))]
+    height, width, offset = (_of_level(values, levels) for values in (heights, widths, offsets))
+    cells = ops.concatenate([ops.reshape(one_map, (batch, -1, channels)) for one_map in maps], axis=1)
+    cells = ops.cast(ops.reshape(cells, (-1, channels)), "float32")
+    first = ops.arange(batch, dtype="int32")[:, None] * sum(counts) + offset
+    rows, row_weights = _neighbours(y_points, height, sampling_ratio)
+    columns, column_weights = _neighbours(x_points, width, sampling_ratio)
+    rows = first[..., None, None] + rows * width[..., None, None]
+    # (B, S, rows, columns, neighbours down, neighbours across), the last two as one
+    indices = rows[:, :, :, None, :, None] + columns[:, :, None, :, None, :]
+    weights = row_weights[:, :, :, None, :, None] * column_weights[:, :, None, :, None, :]
+    neighbours = (-1, 4 * sampling_ratio**2)
+    pooled = backend.weighted_rows(cells, ops.reshape(indices, neighbours), ops.reshape(weights, neighbours))
+    shape = (batch, count, rows.shape[2], columns.shape[2], channels)
+    return ops.cast(ops.reshape(pooled, shape), maps[0].dtype)
+
+
+def _of_level(values, levels):
+    """One number for each level, ints or scalar tensors, -> (B, S) int32: that of each RoI's."""
+    return ops.take(ops.stack([ops.cast(value, "int32") for value in values]), levels)
+
+
+def _neighbours(points, size, sampling_ratio):
+    """(B, S, cells, 2 * sampling_ratio): the places on an axis that each cell's mean is made of, and their weights."""
+    size = ops.cast(size, "float32")[..., None]
+    inside = ops.cast((points >= -1.0) & (points <= size), "float32") / sampling_ratio
+    points = ops.minimum(ops.maximum(points, 0.0), size - 1.0)
+    low = ops.floor(points)
+    places = ops.stack([low, ops.minimum(low + 1.0, size - 1.0)], axis=-1)
+    weights = ops.stack([1.0 - (points - low), points - low], axis=-1) * inside[..., None]
+    shape = (*ops.shape(points)[:2], points.shape[2] // sampling_ratio, 2 * sampling_ratio)
+    return ops.reshape(ops.cast(places, "int32"), shape), ops.reshape(weights, shape)
+
+
 def interpolate_points(features, y_points, x_points, sampling_ratio):
     """Mean of bilinear samples on a separable grid, as two batched matrix products.
 
@@ -50,7 +143,7 @@ def interpolate_points(features, y_points, x_points, sampling_ratio):
 
 def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned):
     """(B, S, cells * sampling_ratio) float32 coordinates of the samples along y (axis 0) or x (axis 1)."""
-    low, high = rois[..., 1 - axis], rois[..., 3 - axis]
+    low, high = rois[..., 1 - axis], rois[..., 3 - axis]  # `stride` is one number or (B, S)
     start = low / stride - (0.5 if aligned else 0.0)
     length = (high - low) / stride
     if not aligned:

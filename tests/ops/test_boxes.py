@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
 
-from frcnn.ops.boxes import box_area, box_iou, clip_boxes, decode_deltas, encode_boxes
+from frcnn.ops.boxes import box_area, box_iou, clip_boxes, decode_deltas, encode_boxes, generalised_iou
 from tests.oracles import golden
 from tests.oracles.boxes import encode, iou_table
 from tests.oracles.tensors import array, gradient, tensor
@@ -172,3 +172,30 @@ def test_the_limit_is_that_of_the_field():
     assert math.isclose(math.exp(4.135166556742356), 1000 / 16)
     wide = array(decode_deltas(tensor([[0, 0, 4.0, 4.2]]), tensor([[0, 0, 1, 1]])))[0]
     np.testing.assert_allclose(wide[2:] - wide[:2], [math.exp(4), 62.5], rtol=1e-5)
+
+
+def test_generalised_iou_by_hand():
+    """Equal: 1. Half over half: IoU 1/3, nothing around them is free. Apart: 2 of 4 are free, then 5 of 8."""
+    boxes_a = [[0, 0, 2, 1], [0, 0, 2, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    boxes_b = [[0, 0, 2, 1], [1, 0, 3, 1], [3, 0, 4, 1], [2, 1, 4, 2]]
+    expected = [1, 1 / 3, -2 / 4, -(8 - 3) / 8]
+    np.testing.assert_allclose(array(generalised_iou(tensor(boxes_a), tensor(boxes_b))), expected, rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_generalised_iou_is_symmetric_between_its_limits_and_the_same_for_stretched_boxes(seed):
+    boxes_a, boxes_b = random_boxes(seed, 20, 1), random_boxes(seed + 1, 20, 1)
+    found = array(generalised_iou(tensor(boxes_a), tensor(boxes_b)))
+    plain = np.diag(array(box_iou(tensor(boxes_a), tensor(boxes_b))))
+    assert (found > -1).all() and (found <= plain + 1e-5).all()
+    stretch, move = np.array([2, 0.5, 2, 0.5]), np.array([7, -9, 7, -9])
+    other = generalised_iou(tensor(boxes_b * stretch + move), tensor(boxes_a * stretch + move))
+    np.testing.assert_allclose(array(other), found, atol=2e-4)
+
+
+def test_boxes_apart_are_drawn_together():
+    """IoU has no slope there; GIoU's moves the left box to the right."""
+    right = tensor([[30.0, 0, 40, 10]])
+    slope = gradient(lambda x: ops.sum(generalised_iou(x, right)), [[0.0, 0, 10, 10]])[0]
+    assert slope[2] > 0 and not gradient(lambda x: ops.sum(box_iou(x, right)), [[0.0, 0, 10, 10]]).any()

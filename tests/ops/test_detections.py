@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from frcnn.ops import detections as module
 from frcnn.ops.boxes import encode_boxes
 from frcnn.ops.detections import select_detections
 from tests.oracles import golden
@@ -160,3 +161,21 @@ def test_scores_are_softmax_over_classes_and_background():
     _, scores, _ = detections(np.tile([0.0, 0, 50, 50], (1, 1, 1)), [[[1.0, 1.5, 2.0, 2.5]]], max_detections=3)
     expected = array(ops.softmax(tensor([1.0, 1.5, 2.0, 2.5])))
     np.testing.assert_allclose(scores[0], expected[2::-1], rtol=1e-5)
+
+
+def test_of_too_many_candidates_the_best_enter_nms(monkeypatch):
+    """Of 3 x 4 the best 5: class and box still belong together, in both pictures; the sixth is lost, as it says."""
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 60, (2, 3, 2))
+    boxes, logits = np.concatenate([corners, corners + 30], axis=-1), rng.normal(0, 2, (2, 3, 5))
+    deltas = rng.normal(0, 1, (2, 3, 4, 4))
+    settings = {"score_threshold": 0.0, "nms_iou": 1.0, "max_detections": 8, "sizes": SIZE * 2}
+    expected = detections(boxes, logits, deltas, **settings)
+    assert (expected[2] >= 0).all()
+    monkeypatch.setattr(module, "MOST_CANDIDATES", 5)
+    bound.cache_clear()
+    found = detections(boxes, logits, deltas, **settings)
+    bound.cache_clear()
+    for few, many in zip(found, expected):
+        np.testing.assert_allclose(few[:, :5], many[:, :5], atol=1e-4)
+    assert (found[2][:, 5:] == -1).all()

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from frcnn.ops.losses import roi_box_loss, roi_class_loss, rpn_box_loss, rpn_class_loss, smooth_l1
+from frcnn.ops.boxes import decode_deltas, encode_boxes
+from frcnn.ops.losses import roi_box_loss, roi_class_loss, roi_giou_loss, rpn_box_loss, rpn_class_loss, smooth_l1
 from tests.oracles import golden
 from tests.oracles.tensors import array, compiled, gradient, tensor
 
@@ -198,3 +199,24 @@ def test_losses_compile_with_free_sizes_and_are_saved_by_name(loss):
     together = compiled(lambda *inputs: loss(inputs), *map(tensor, arguments), tensor(labels, "int32"))
     np.testing.assert_allclose(together, evaluate(loss, arguments, labels), rtol=1e-5)
     assert keras.saving.get_registered_object(f"frcnn>{loss.__name__}") is loss
+
+
+def test_giou_loss_by_hand():
+    """K = 2. The RoI (0, 0, 10, 20) belongs to class 1: its object is itself moved by its width, its answer itself.
+
+    Side by side IoU is 0 and nothing around them is free: GIoU 0, loss 1 x 10, over the two samples of the picture.
+    """
+    weights = (10.0, 10.0, 5.0, 5.0)
+    roi, thing = tensor([[0.0, 0, 10, 20]]), tensor([[10.0, 0, 20, 20]])
+    target = array(encode_boxes(thing, roi, weights))[0]
+    deltas = np.full((1, 3, 2, 4), 1e30)
+    deltas[0, 0, 1] = 0
+    targets = np.stack([[target, np.full(4, 1e30), np.full(4, np.nan)]])
+    inputs = tensor(deltas), tensor(targets), tensor([[1, 2, -1]], "int32")
+    np.testing.assert_allclose(array(roi_giou_loss(inputs, weights)), [10 / 2], rtol=1e-5)
+    np.testing.assert_allclose(array(decode_deltas(tensor(target), roi, weights))[0], array(thing)[0], atol=1e-5)
+    slope = gradient(lambda x: ops.sum(roi_giou_loss((x, *inputs[1:]), weights)), deltas)
+    assert np.isfinite(slope).all() and slope[0, 0, 1, 0] < 0, "to the right"
+    assert not slope[0, 1:].any() and not slope[0, 0, 0].any()
+    deltas[0, 0, 1] = target
+    assert array(roi_giou_loss((tensor(deltas), *inputs[1:]), weights)).tolist() == pytest.approx([0], abs=1e-5)

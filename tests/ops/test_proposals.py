@@ -3,7 +3,7 @@ import pytest
 
 from frcnn.ops.anchors import grid_anchors
 from frcnn.ops.boxes import encode_boxes
-from frcnn.ops.proposals import gather_kept, select_proposals
+from frcnn.ops.proposals import gather_kept, select_level_proposals, select_proposals
 from tests.oracles import golden
 from tests.oracles.tensors import array, bound, compiled, tensor
 
@@ -142,3 +142,18 @@ def test_gather_kept_empties_what_nms_left_empty():
     found = array(gather_kept(tensor(boxes), tensor(scores), tensor([[2, 0, -1, -1]], "int32")))
     assert found[0].tolist() == [[[8, 9, 10, 11], [0, 1, 2, 3], [0] * 4, [0] * 4]]
     np.testing.assert_allclose(found[1], [[0.3, 0.1, -np.inf, -np.inf]])
+
+
+def test_boxes_of_different_levels_do_not_suppress_each_other_and_the_best_of_all_are_kept():
+    """Level 0: 0.9 suppresses 0.8 (IoU 19 / 21); level 1 has the same box, and its two best of 3."""
+    anchors = [[[0, 0, 20, 10], [1, 0, 21, 10]], [[0, 0, 20, 10], [50, 50, 70, 60], [100, 20, 120, 40]]]
+    logits = [[[2.0, 1.0]], [[1.5, -1.0, 0.0]]]
+    inputs = [list(map(tensor, logits)), [tensor(np.zeros((1, n, 4))) for n in (2, 3)], list(map(tensor, anchors))]
+    boxes, scores = array(select_level_proposals(*inputs, tensor(SIZE, "int32"), pre_nms=2, post_nms=4))
+    assert boxes[0].tolist() == [[0, 0, 20, 10], [0, 0, 20, 10], [100, 20, 120, 40], [0, 0, 0, 0]]
+    np.testing.assert_allclose(scores[0], [*(1 / (1 + np.exp([-2.0, -1.5, 0.0]))), -np.inf], rtol=1e-6)
+    best, _ = array(select_level_proposals(*inputs, tensor(SIZE, "int32"), pre_nms=2, post_nms=2))
+    assert np.array_equal(best, boxes[:, :2])
+    one = [part[:1] for part in inputs]
+    alone = array(select_level_proposals(*one, tensor(SIZE, "int32"), pre_nms=2, post_nms=4))
+    assert np.array_equal(alone[0], proposals(*(array(part[0]) for part in one), pre_nms=2)[0])

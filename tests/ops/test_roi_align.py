@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from frcnn import backend
-from frcnn.ops.roi_align import roi_align
+from frcnn.ops.roi_align import pyramid_roi_align, roi_align, roi_levels
 from tests.oracles import golden
 from tests.oracles import roi_align as oracle
 from tests.oracles.tensors import array, bound, compiled, gradient, tensor
@@ -161,6 +161,95 @@ def test_twenty_gradients_are_equal_bit_by_bit():
 
     def slope():
         return gradient(lambda x: ops.sum(roi_align(x, rois, 7, 16) * weights), features)
+
+    first = slope()
+    assert np.abs(first).max() > 1
+    assert all((slope() == first).all() for _ in range(19))
+
+
+# -------------------------------------------------------------------------------------------------------- pyramids
+
+STRIDES = (4, 8, 16, 32)
+
+
+def test_levels_equal_torchvision():
+    case = golden.torchvision("fpn_level_mapper")
+    assert (case["k_min"], case["k_max"], case["canonical_scale"], case["canonical_level"]) == (2, 5, 224, 4)
+    assert (array(roi_levels(tensor(case["boxes"]), 4)) + 2).tolist() == case["levels"]
+
+
+def test_levels_by_hand():
+    """A square of 112 is the first of P3, of 448 the first of P5; an empty slot has a level, too."""
+    rois = [[0, 0, side, side] for side in (0, 10, 111.9, 112, 223.9, 224, 447.9, 448, 5000)]
+    assert array(roi_levels(tensor([rois]), 4)).tolist() == [[0, 0, 0, 1, 1, 2, 2, 3, 3]]
+    assert array(roi_levels(tensor([[50, 0, 50 + 56, 224]]), 4)).tolist() == [1], "of its area, not of its sides"
+
+
+def pyramid(seed=0):
+    """Maps of a picture of 320x256 px, and RoIs of every level: inside, over the borders, empty."""
+    rng = np.random.default_rng(seed)
+    maps = [rng.normal(size=(2, 256 // stride, 320 // stride, 3)).astype(np.float32) for stride in STRIDES]
+    sides = np.exp(rng.uniform(np.log(2), np.log(700), (2, 24, 2)))
+    corners = rng.uniform(-20, [320, 256], (2, 24, 2))
+    rois = np.concatenate([corners, corners + sides], axis=-1)
+    rois[:, 0], rois[:, 1], rois[:, 2], rois[:, 3] = 0, [0, 0, 320, 256], [319, 255, 320, 256], [-99, -99, 420, 400]
+    return maps, rois.astype(np.float32)
+
+
+def test_each_roi_is_pooled_from_its_own_level(form):
+    maps, rois = pyramid()
+    levels = array(roi_levels(tensor(rois), 4))
+    assert set(levels[0]) == set(levels[1]) == {0, 1, 2, 3}
+    found = array(pyramid_roi_align(list(map(tensor, maps)), tensor(rois), 3, STRIDES))
+    for picture in (0, 1):
+        for roi, level, pooled in zip(rois[picture], levels[picture], found[picture]):
+            expected = oracle.roi_align(maps[level][picture], roi, 3, 3, STRIDES[level], 2, False)
+            np.testing.assert_allclose(pooled, expected, atol=1e-4)
+
+
+def test_the_gradient_of_a_pyramid_is_that_of_its_levels(form):
+    """A level without RoIs among them; pooling is linear, and so is its gradient."""
+    maps, rois = pyramid(1)
+    rois = rois[:, array(roi_levels(tensor(rois[:1]), 4))[0] != 2]
+    levels, weights = (
+        array(roi_levels(tensor(rois), 4)),
+        np.random.default_rng(2).normal(size=(*rois.shape[:2], 3, 3, 3)),
+    )
+    for level, stride in enumerate(STRIDES):
+
+        def total(one_map, level=level):
+            every = [one_map if index == level else tensor(other) for index, other in enumerate(maps)]
+            return ops.sum(pyramid_roi_align(every, tensor(rois), 3, STRIDES) * tensor(weights))
+
+        def alone(one_map, level=level, stride=stride):
+            own = tensor((levels == level)[..., None, None, None] * weights)
+            return ops.sum(roi_align(one_map, tensor(rois), 3, stride) * own)
+
+        np.testing.assert_allclose(gradient(total, maps[level]), gradient(alone, maps[level]), atol=1e-4)
+
+
+def test_a_pyramid_compiles_with_free_sizes_and_keeps_its_dtype(form):
+    maps, rois = pyramid()
+    expected = array(pyramid_roi_align(list(map(tensor, maps)), tensor(rois), 7, STRIDES))
+    found = compiled(lambda *inputs: pyramid_roi_align(inputs[:4], inputs[4], 7, STRIDES), *map(tensor, (*maps, rois)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    narrow = [ops.cast(tensor(one_map), "bfloat16") for one_map in maps]
+    pooled = pyramid_roi_align(narrow, tensor(rois), 7, STRIDES)
+    assert keras.backend.standardize_dtype(pooled.dtype) == "bfloat16"
+    np.testing.assert_allclose(array(ops.cast(pooled, "float32")), expected, atol=0.05)
+
+
+@pytest.mark.tensorflow
+@tensorflow_only
+def test_twenty_gradients_of_a_pyramid_are_equal_bit_by_bit():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=(1, 128 // stride, 160 // stride, 64)).astype(np.float32) for stride in STRIDES]
+    rois = tensor(np.tile([40, 40, 120, 120], (1, 128, 1)) + rng.uniform(-9, 9, (1, 128, 4)))
+    weights = tensor(rng.normal(size=(1, 128, 7, 7, 64)))
+
+    def slope():
+        rest = list(map(tensor, maps[1:]))
+        return gradient(lambda x: ops.sum(pyramid_roi_align([x, *rest], rois, 7, STRIDES) * weights), maps[0])
 
     first = slope()
     assert np.abs(first).max() > 1
