@@ -15,7 +15,6 @@ from frcnn.data.images import SUFFIXES, exif_orientation
 from frcnn.data.readers import Problem, find_format, read_records, split_names
 from frcnn.data.threads import map_in_threads
 
-_STRIDE = 16  # of the C4 detector's feature map
 _SAME_BOX = 0.9  # IoU from which two boxes of a picture are one thing
 _MOST_COMPARED = 2000  # boxes of a picture, with each other
 _FEW_BOXES = 20  # of a class
@@ -79,7 +78,7 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     problems += [Problem("unknown-class", "error", str(test), None, f"class {name!r} is not trained") for name in extra]
     problems += [problem for record in records + tests for problem in _check_exif(record)]
     problems += [problem for record in records + tests for problem in _check_overlaps(record, class_names)]
-    problems += _check_tiny(records, config.data)
+    problems += _check_tiny(records, config)
     if split in (None, "all"):
         problems += _check_unreferenced(records + tests, problems)
     if full:
@@ -88,7 +87,7 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     problems += _check_classes(statistics["classes"], path)
     settings = better = None
     if statistics["boxes"]:
-        levels, ratios = ((_STRIDE, config.model.anchor_sizes),), config.model.anchor_ratios
+        levels, ratios = config.model.anchor_levels, config.model.anchor_ratios
         im_size, max_size, rotate = config.data.im_size, config.data.max_size, config.data.rotate_90
         recall = anchor_recall(resize_boxes(records, im_size, max_size, rotate), len(class_names), levels, ratios)
         settings = Settings(im_size, max_size, levels, ratios, recall)
@@ -128,14 +127,13 @@ def _same_boxes(boxes):
     return shared >= _SAME_BOX * (areas[:, None] + areas - shared)
 
 
-def _check_tiny(records, data):
-    boxes = resize_boxes(records, data.im_size, data.max_size)
+def _check_tiny(records, config):
+    boxes = resize_boxes(records, config.data.im_size, config.data.max_size)
+    stride = config.model.anchor_levels[0][0]
     sides = (boxes.corners[:, 2:] - boxes.corners[:, :2]).min(axis=1)
     places = [(record, index) for record in records for index in range(len(record.boxes))]
-    for row in np.flatnonzero(sides < _STRIDE):
-        message = (
-            f"{_show(*places[row])} is {sides[row]:.1f} px narrow after resizing, less than a cell of {_STRIDE} px"
-        )
+    for row in np.flatnonzero(sides < stride):
+        message = f"{_show(*places[row])} is {sides[row]:.1f} px narrow after resizing, less than a cell of {stride} px"
         yield _at_box("tiny-box", *places[row], message)
 
 

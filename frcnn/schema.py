@@ -71,6 +71,13 @@ class ModelConfig(_Section):
     rpn_channels: int = _field(512, "channels of the RPN's 3x3 convolution", ge=1)
     roi_pool_size: int = _field(14, "cells along a side of a pooled RoI; c4: stage 5 halves them", ge=2)
 
+    @property
+    def anchor_levels(self):
+        """((stride, sizes), ...) of each feature map with anchors, pixels: one map of c4, P2 to P6 of fpn."""
+        if self.architecture == "c4":
+            return ((16, self.anchor_sizes),)
+        return tuple((4 << level, (size,)) for level, size in enumerate(self.anchor_sizes))
+
     @model_validator(mode="after")
     def _one_size_a_level(self):
         if self.architecture != "c4" and len(self.anchor_sizes) != 5:

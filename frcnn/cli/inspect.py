@@ -151,7 +151,8 @@ def _show_anchors(arguments):
 
     size = resized_size(*record.size, config.data.im_size, config.data.max_size)
     image, boxes = scale(read_image(record.path), record.boxes, size)
-    anchors, kinds, middle = _lay_out(_levels(config, arguments.stride), config.model.anchor_ratios, padded_size(size))
+    levels, ratios = _levels(config, arguments.stride), config.model.anchor_ratios
+    anchors, kinds, middle = _lay_out(levels, ratios, padded_size(size), adapt=arguments.stride is None)
     matches, iou = _match(anchors, boxes, config.rpn), np.asarray(box_iou(boxes, anchors))
     print(f"{record.path}, {_by(record.size)}, resized to {_by(size)}, padded to {_by(padded_size(size))}")
     print(_count_table(kinds, matches))
@@ -172,11 +173,9 @@ def _show_anchors(arguments):
 
 def _levels(config, stride):
     """(stride, sizes) of each feature map with anchors."""
-    from frcnn.models.detector import STRIDE
-
     if stride is not None and stride < 1:
         raise ValueError(f"--stride ({stride}) must be at least 1")
-    return [(stride or STRIDE, config.model.anchor_sizes)]
+    return [(stride or own, sizes) for own, sizes in config.model.anchor_levels]
 
 
 def _match(anchors, boxes, settings):
@@ -230,8 +229,11 @@ def _find_boxes(arguments):
     return ImageRecord(path, image_size(path), boxes, [0] * len(boxes)), ("box",)
 
 
-def _lay_out(levels, ratios, size):
-    """Of levels (stride, sizes): (A, 4) anchors; (A, 3) their stride, size, ratio; indices of those in the middle."""
+def _lay_out(levels, ratios, size, adapt):
+    """Of levels (stride, sizes): (A, 4) anchors; (A, 3) their stride, size, ratio; indices of those in the middle.
+
+    A map whose stride does not divide the picture may adapt it, as P6 does: to pixels by cells (torchvision's rule).
+    """
     import numpy as np
 
     from frcnn.ops.anchors import grid_anchors
@@ -242,7 +244,8 @@ def _lay_out(levels, ratios, size):
         of_a_cell = np.array([(stride, side, ratio) for ratio in ratios for side in sizes])  # grid_anchors' order
         first = sum(map(len, anchors)) + (rows // 2 * columns + columns // 2) * len(of_a_cell)
         middle.append(np.arange(first, first + len(of_a_cell)))
-        anchors.append(np.asarray(grid_anchors(rows, columns, stride, sizes, ratios)))
+        steps = [size[0] // rows, size[1] // columns] if adapt else stride
+        anchors.append(np.asarray(grid_anchors(rows, columns, steps, sizes, ratios)))
         kinds.append(np.tile(of_a_cell, (rows * columns, 1)))
     return np.concatenate(anchors), np.concatenate(kinds), np.concatenate(middle)
 

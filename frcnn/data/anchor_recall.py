@@ -91,8 +91,9 @@ def best_overlaps(boxes, levels, ratios):
     areas, best = np.prod(high - low, axis=0), np.zeros(len(boxes.corners), np.float32)
     padded = -(-boxes.sizes[:, ::-1].T // _PADDING) * _PADDING
     for stride, sizes in levels:
-        last = -(-padded // stride) - 1
-        nearest = (np.clip(np.rint((low + high) / (2 * stride)), 0, last) * stride).astype(np.float32)
+        cells = -(-padded // stride)
+        step = padded // cells  # the stride, but of a P6 that does not divide the picture (torchvision's rule)
+        nearest = (np.clip(np.rint((low + high) / (2 * step)), 0, cells - 1) * step).astype(np.float32)
         for half in _half_sides(sizes, ratios):
             sides = np.minimum(high, nearest + half) - np.maximum(low, nearest - half)
             shared = np.prod(np.maximum(sides, 0), axis=0)

@@ -34,7 +34,8 @@ def overlaps_of_the_whole_grid(corners, size, levels, ratios):
     best = np.zeros(len(corners))
     for stride, sizes in levels:
         cells = [-(-side // stride) for side in padded]
-        anchors = array(grid_anchors(*cells, stride, sizes, ratios)).astype(np.float64)
+        steps = [side // count for side, count in zip(padded, cells)]  # of the detector's `AnchorGrid`
+        anchors = array(grid_anchors(*cells, steps, sizes, ratios)).astype(np.float64)
         for index, box in enumerate(np.asarray(corners, np.float64)):
             low, high = np.maximum(anchors[:, :2], box[:2]), np.minimum(anchors[:, 2:], box[2:])
             shared = np.prod(np.maximum(high - low, 0), axis=1)
