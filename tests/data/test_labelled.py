@@ -198,6 +198,10 @@ HDF5_MISTAKES = {
     "channels": ({"train_set_x": pictures(3, 8, 6, 2)}, r"train_set_x is uint8 \(3, 8, 6, 2\), expected uint8"),
     "flat": ({"train_set_x": pictures(3, 144)}, r"train_set_x is uint8 \(3, 144\), expected uint8"),
     "lengths": ({"train_set_y": np.array([0, 1])}, r"train_set_y is int64 \(2,\), expected .* each of the 3 pictures"),
+    "square": (
+        {"train_set_x": pictures(4), "train_set_y": np.zeros((2, 2), int)},
+        r"train_set_y is int64 \(2, 2\), expected one class number for each of the 4",
+    ),
     "one-hot": ({"train_set_y": np.eye(3, dtype=int)}, r"train_set_y is int64 \(3, 3\), expected one class number"),
 }
 

@@ -13,6 +13,7 @@ EXPECTED = {
     "keras": [50 - 103.939, 100 - 116.779, 200 - 123.68],
     "keras_v2": [200 / 127.5 - 1, 100 / 127.5 - 1, 50 / 127.5 - 1],
     "keras2016": [50 - 103.939, 100 - 116.779, 200 - 123.68],
+    "tutorial": [200 / 255, 100 / 255, 50 / 255],
     "keras_frcnn": [200 - 103.939, 100 - 116.779, 50 - 123.68],  # its mistake, which its weights have learned
 }
 
@@ -27,4 +28,6 @@ def test_preprocessing_by_hand(name):
     found = array(layer(tensor(images, "uint8"), tensor([[1, 2]], "int32")))
     np.testing.assert_allclose(found[0, 0, :2], [EXPECTED[name]] * 2, rtol=1e-5)
     assert not found[0, 1].any() and not found[0, :, 2].any()
+    whole = array(layer(tensor(images, "uint8")))  # without sizes nothing is padding
+    np.testing.assert_allclose(whole, np.broadcast_to(EXPECTED[name], whole.shape), rtol=1e-5)
     assert layer.get_config() == {"name": "normalize", **settings}
