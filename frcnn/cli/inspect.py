@@ -79,7 +79,7 @@ def _show_model(arguments):
     size = resized_size(3, 4, config.data.im_size, config.data.max_size)
     detector, parts = summary.at_size(build_detector(config, class_names), *padded_size(size))
     costs = {part.name: summary.layer_costs(part) for part in parts}
-    classifier = _build_classifier(config, len(class_names))
+    classifier = _build_classifier(config, class_names)
     print(summary.cost_table(costs))
     print(
         f"\n{len(class_names)} classes, pictures of {_by(size)}, padded to {_by(padded_size(size))}; roi_head: one RoI."
@@ -100,14 +100,12 @@ def _show_model(arguments):
     return 0
 
 
-def _build_classifier(config, classes):
-    from frcnn.models.classifier import build_resnet
-    from frcnn.models.detector import conventions_name, normalisation
-    from frcnn.models.resnet import CONVENTIONS, ResNetSpec
+def _build_classifier(config, class_names):
+    from frcnn.config import with_overrides
+    from frcnn.models.classifier import build_classifier
 
-    conventions = CONVENTIONS[conventions_name(config.model.conventions)]
-    spec = ResNetSpec(config.model.depth, normalisation(config.model.norm), conventions=conventions)
-    return build_resnet(spec, (224, 224, 3), classes)
+    config = with_overrides(config, ["data.im_size=224", "data.max_size=224"])
+    return build_classifier(config, class_names).get_layer("resnet")
 
 
 def _by(size):
