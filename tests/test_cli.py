@@ -435,6 +435,17 @@ def test_an_interrupt_is_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "frcnn inspect: interrupted\n"
 
 
+def test_a_reader_that_leaves_early_is_no_mistake():
+    """`frcnn inspect config | head -n 1`, the second line written when nobody reads any more."""
+    program = "import sys; sys.stdout.reconfigure(line_buffering=True); from frcnn.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "inspect", "config"]
+    end, start = os.pipe()
+    os.close(end)
+    finished = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(start)
+    assert (finished.returncode, finished.stderr) == (141, "")
+
+
 def test_the_traceback_can_be_had(monkeypatch):
     monkeypatch.setenv("FRCNN_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown field"):

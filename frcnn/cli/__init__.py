@@ -27,7 +27,7 @@ def main(argv=None):
 
     Returns:
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
-        explained in a sentence; 130 interrupted.
+        explained in a sentence; 130 interrupted; 141 nobody reads what it prints any more.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: no file and line of ours
     warnings.filterwarnings("ignore", module="PIL")  # of damaged pictures, without their names
@@ -57,6 +57,9 @@ def main(argv=None):
     arguments.overrides = [*(known or ()), *rest]
     try:
         return arguments.execute(arguments)
+    except BrokenPipeError:  # whoever reads what is printed, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
+        return 141
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("FRCNN_TRACEBACK"):
             raise
