@@ -107,7 +107,7 @@ def test_a_file_that_becomes_a_pipe_between_check_and_use_is_refused(planted, mo
         return real_open(name, *arguments)
 
     monkeypatch.setattr(reader_problems.os, "open", swap)
-    with pytest.raises(ValueError, match="a pipe or device, not a file"):
+    with pytest.raises(ValueError, match="a pipe or a device, not a file"):
         read_records(path)
 
 

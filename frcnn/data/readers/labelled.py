@@ -13,7 +13,7 @@ import numpy as np
 from frcnn.data.images import SUFFIXES, image_size
 from frcnn.data.readers.annotation_text import locate
 from frcnn.data.readers.problems import Errors, read_bytes, read_lines
-from frcnn.files import find_files
+from frcnn.files import find_files, open_regular
 from frcnn.records import LabelledImage
 
 SPLITS = ("train", "val", "test")
@@ -64,10 +64,11 @@ def _reader_of(path):
     """A function from the path to ({part: rows of (path or place, class, pixels or None)}, its classes in order)."""
     if path.is_dir():
         return _read_idx if any(_IDX_NAME.fullmatch(file.name) for file in path.iterdir()) else _read_folders
-    if not path.is_file():
-        raise ValueError(f"{path}: neither a file nor a folder (a pipe or device)")
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with open_regular(path) as file:
+            start = file.read(8)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if start.startswith(b"\x89HDF"):
         return _read_hdf5
     if start.startswith(b"PK"):

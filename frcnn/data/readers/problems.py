@@ -3,9 +3,10 @@
 import bisect
 import codecs
 import os
-import stat
 import warnings
 from typing import NamedTuple
+
+from frcnn.files import open_regular
 
 MAX_BYTES = 2**30  # of an annotation file: ten million boxes; what is made of it takes up to ten times as much memory
 _MAX_SHOWN = 20
@@ -181,10 +182,7 @@ def read_bytes(path, limit=MAX_BYTES):
         ValueError: it cannot be read, is no regular file, or is longer than the limit; names it.
     """
     try:
-        # What it is, is asked of the opened file: a name may come to mean another one in between.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError(f"{path}: cannot read the annotation file (a pipe or device, not a file)")
+        with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise ValueError(f"{path}: cannot read the annotation file ({error.strerror})") from error
