@@ -367,7 +367,7 @@ def test_what_has_no_counterpart_may_be_missing_or_anything(write, name):
         ({"class_mapping": {"bg": 0, "a": 1}}, "ends with 'a', not with bg"),
         ({"class_mapping": {}}, "cannot be used here"),
         ({"class_mapping": {"a": "x", "bg": []}}, "cannot be used here"),
-        ({"im_size": -1}, "x.pickle: data.im_size (-1) must be greater than or equal to 32"),
+        ({"im_size": -1}, "x.pickle: data.im_size (-1) must be greater than or equal to 28"),
         ({"num_rois": KeyError}, "x.pickle is a keras-frcnn config without num_rois"),
         ({"model_path": KeyError}, "without model_path"),
         ({"model_path": 5}, "weights (5) must be the path of a file"),
