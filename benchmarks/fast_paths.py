@@ -57,6 +57,8 @@ def cases():
         yield from roi_align_cases(generator, rois, size)
     yield from pyramid_cases(generator)
     yield from batch_norm_cases(generator)
+    for shape in ((1, 150, 200, 64), (1, 38, 50, 256), (128, 7, 7, 512)):
+        yield convolution_case(generator, shape)
 
 
 def pyramid_cases(generator):
@@ -124,6 +126,20 @@ def batch_norm_cases(generator):
         return gradients(backend.batch_normalise)
 
     yield "batch normalisation, (4, 120, 160, 64)", fast, without_tensorflow(fast)
+
+
+def convolution_case(generator, shape):
+    """A 3x3 convolution that keeps its channels, forward and backward."""
+    x = tf.constant(generator.normal(size=shape), tf.float32)
+    kernel = tf.constant(generator.normal(size=(3, 3, shape[-1], shape[-1])), tf.float32)
+
+    def gradients(training):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel))
+            y = backend.convolve(x, kernel, training)
+        return tape.gradient(y, (x, kernel), y)
+
+    return f"3x3 convolution, {shape}", lambda: gradients(True), lambda: gradients(False)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The one place that names a backend: the measured fast paths, tf.data, the device and its precision."""
 
+import functools
 import os
 import pickle
 import re
@@ -136,6 +137,45 @@ def top_k(x, k):
         return values, keras.ops.cast(indices, "int32")
     indices = keras.ops.argsort(-x, axis=-1)[..., :k]  # stable
     return keras.ops.take_along_axis(x, indices, axis=-1), indices
+
+
+def convolve(x, kernel, training=False):
+    """Convolution of stride 1 whose zero padding keeps the size, for square kernels of odd size.
+
+    On a processor TensorFlow's kernel for the gradient of `x` reaches 2 to 110 GFLOP/s where the forward one reaches
+    100 to 150 (AVX2); the gradient is a convolution too, of the upstream one with the kernel turned by 180 degrees.
+
+    Args:
+        x: (B, h, w, C).
+        kernel: (n, n, C, filters) in the dtype of `x`.
+        training: whether a gradient will be asked for.
+
+    Returns:
+        (B, h, w, filters).
+    """
+    if not training or not is_tensorflow() or _has_gpu():
+        return keras.ops.conv(x, kernel, padding="same")
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def forward(x, kernel):
+        def gradient(upstream):
+            turned = tf.transpose(tf.reverse(kernel, [0, 1]), (0, 1, 3, 2))
+            slope = tf.raw_ops.Conv2DBackpropFilter(
+                input=x, filter_sizes=kernel.shape, out_backprop=upstream, strides=[1] * 4, padding="SAME"
+            )
+            return tf.nn.conv2d(upstream, turned, 1, "SAME"), slope
+
+        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
+
+    return forward(x, keras.ops.convert_to_tensor(kernel))
+
+
+@functools.cache
+def _has_gpu():
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def batch_normalise(x, gamma, beta, epsilon):

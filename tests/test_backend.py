@@ -27,6 +27,43 @@ def test_both_forms_of_batch_normalise_agree(monkeypatch):
     np.testing.assert_allclose(portable[2], array(x).var(axis=(0, 1, 2), ddof=1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 3), (2, 2, 2, 3), (3, 7, 4, 3)])
+def test_the_gradients_of_a_convolution_are_kerass_own(size, shape):
+    """Both of a weighted sum, so that no place or channel stands for another."""
+    x, kernel = tensor(noise(*shape)), tensor(noise(size, size, shape[-1], 5, seed=1))
+    weights = tensor(noise(*shape[:-1], 5, seed=2))
+
+    def slopes(training):
+        def total(x, kernel):
+            return keras.ops.sum(backend.convolve(x, kernel, training) * weights)
+
+        return gradient(lambda x: total(x, kernel), x), gradient(lambda kernel: total(x, kernel), kernel)
+
+    np.testing.assert_array_equal(array(backend.convolve(x, kernel, True)), array(backend.convolve(x, kernel)))
+    for own, keras_own in zip(slopes(True), slopes(False)):
+        np.testing.assert_allclose(own, keras_own, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.tensorflow
+def test_a_convolution_has_its_own_gradient_only_in_training_and_on_a_processor(monkeypatch):
+    import tensorflow as tf
+
+    x, kernel = tensor(noise(1, 4, 4, 2)), tensor(noise(3, 3, 2, 2))
+
+    def has_tensorflows_gradient(training):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = backend.convolve(x, kernel, training)
+        graph = tf.function(lambda upstream: tape.gradient(y, x, upstream)).get_concrete_function(y).graph
+        return any(operation.type == "Conv2DBackpropInput" for operation in graph.get_operations())
+
+    assert has_tensorflows_gradient(False)
+    assert not has_tensorflows_gradient(True)
+    monkeypatch.setattr(backend, "_has_gpu", lambda: True)
+    assert has_tensorflows_gradient(True)
+
+
 def test_batch_normalise_of_bfloat16_keeps_float32_statistics():
     x = keras.ops.cast(tensor(noise(2, 5, 4, 6)), "bfloat16")
     results = backend.batch_normalise(x, tensor(np.ones(6)), tensor(np.zeros(6)), 1e-3)
