@@ -6,7 +6,8 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 # The tests that also run with JAX and PyTorch as Keras's backend.
 BACKEND_TESTS ?= $(wildcard tests/ops tests/models tests/test_backends.py)
-PYTEST_ARGS ?=
+# Two processes: more than two cores would be idle most of the time, and each takes up to 6 GB.
+PYTEST_ARGS ?= -n 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # pip's own news is of no interest here.
