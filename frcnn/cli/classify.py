@@ -24,6 +24,10 @@ TO_SCORE = ("test", "val", "all", "train")  # the part that is taken, in this or
 BATCH_SIZE = 32  # unless train.batch_size is set: the detector's 2 is too few for batch normalisation
 IM_SIZE = 224  # of pictures in files unless data.im_size is set (He et al. 2015)
 MOST_SHOWN = 100  # pictures on a contact sheet
+AUGMENTATIONS = (
+    *("horizontal_flip", "vertical_flip", "rotate_90", "scale_jitter"),
+    *("colour_jitter", "random_crop", "blur", "jpeg_noise"),
+)
 
 
 def add_arguments(parser):
@@ -132,10 +136,8 @@ def _read(arguments, config):
     if unseen:
         names = ", ".join(class_names[label] for label in sorted(unseen))
         print(f"note: the pictures to train on show no {names}: it cannot be learned")
-    data = config.data.model_dump(
-        include={"horizontal_flip", "vertical_flip", "rotate_90", "scale_jitter", "colour_jitter"}
-    )
-    augmentation = [name if value is True else f"{name} {value:g}" for name, value in data.items() if value]
+    used = {name: getattr(config.data, name) for name in AUGMENTATIONS}
+    augmentation = [name if value is True else f"{name} {value:g}" for name, value in used.items() if value]
     print(f"brought to {config.data.im_size}x{config.data.im_size}; augmentation: {', '.join(augmentation) or 'none'}")
     return records, class_names, validation, config
 
