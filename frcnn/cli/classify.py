@@ -24,10 +24,8 @@ TO_SCORE = ("test", "val", "all", "train")  # the part that is taken, in this or
 BATCH_SIZE = 32  # unless train.batch_size is set: the detector's 2 is too few for batch normalisation
 IM_SIZE = 224  # of pictures in files unless data.im_size is set (He et al. 2015)
 MOST_SHOWN = 100  # pictures on a contact sheet
-AUGMENTATIONS = (
-    *("horizontal_flip", "vertical_flip", "rotate_90", "scale_jitter"),
-    *("colour_jitter", "random_crop", "blur", "jpeg_noise"),
-)
+FLIPS = ("horizontal_flip", "vertical_flip", "rotate_90")
+AUGMENTATIONS = (*FLIPS, "scale_jitter", "colour_jitter", "random_crop", "blur", "jpeg_noise")
 
 
 def add_arguments(parser):
