@@ -111,6 +111,9 @@ def detect(detector, images, *, batch_size=None):
     """
     if isinstance(images, str | os.PathLike | np.ndarray):
         return detect(detector, [images], batch_size=batch_size)[0]
+    # A batch is always filled up, with copies: one of more pictures than there are would cost time for nothing.
+    images = list(images)
+    batch_size = min(batch_size or detector.config.detect.batch_size, max(1, len(images)))
     found = []
     for result in detect_stream(detector, images, batch_size=batch_size):
         if isinstance(result, Exception):

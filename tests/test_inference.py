@@ -96,6 +96,19 @@ def test_a_broken_picture_is_an_error_of_detect(detector, pictures, tmp_path):
         detect(detector, [pictures[0], tmp_path / "broken.png", pictures[1]])
 
 
+def test_few_pictures_are_no_large_batch(detector, pictures, monkeypatch):
+    """Batches of 4: one picture goes through alone, three together, the last of five in a full batch."""
+    sizes, predict = [], detector.predict_on_batch
+    monkeypatch.setattr(
+        detector, "predict_on_batch", lambda inputs: sizes.append(len(inputs["images"])) or predict(inputs)
+    )
+    detect(detector, pictures[0])
+    detect(detector, pictures[:3])
+    detect(detector, (pictures * 5)[:5])
+    assert sizes == [1, 3, 4, 4]
+    assert detect(detector, []) == []
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_a_stream_yields_the_errors_in_their_places(detector, pictures, tmp_path, batch_size):
     (tmp_path / "broken.png").write_bytes(b"no picture")
