@@ -226,6 +226,18 @@ def test_truncated_files(tmp_path):
         refused(path, "truncated, or not an idx file")
 
 
+def test_small_files_of_huge_arrays(tmp_path, monkeypatch):
+    """A dataset that declares a petabyte and stores nothing; zeros that gzip packs a thousand times smaller; a pipe."""
+    with h5py.File(write_hdf5(tmp_path / "x.h5", test_set_x=None), "a") as file:
+        file.create_dataset("test_set_x", (2**40, 32, 32, 1), np.uint8, chunks=(1, 32, 32, 1))
+    refused(tmp_path / "x.h5", "damaged, or not HDF5")
+    monkeypatch.setattr("frcnn.data.readers.labelled.MAX_BYTES", 100_000)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(1000, np.uint8))
+    refused(write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((1000, 28, 28), np.uint8), True), "unpacks to more")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "a pipe or a device, not a file")
+
+
 def test_objects_in_an_npz_file_are_not_unpickled(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import re
 import zipfile
 import zlib
@@ -12,7 +13,7 @@ import numpy as np
 
 from frcnn.data.images import SUFFIXES, image_size
 from frcnn.data.readers.annotation_text import locate
-from frcnn.data.readers.problems import Errors, read_bytes, read_lines
+from frcnn.data.readers.problems import MAX_BYTES, Errors, read_bytes, read_lines
 from frcnn.files import find_files, open_regular
 from frcnn.records import LabelledImage
 
@@ -137,7 +138,7 @@ def _read_hdf5(path):
     try:
         with h5py.File(path) as file:
             arrays = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path}: damaged, or not HDF5 ({error})") from error
     parts = [part for part in SPLITS if {f"{part}_set_x", f"{part}_set_y"} & arrays.keys()] or ["train"]
     wanted = ["list_classes", *(f"{part}_set_{axis}" for part in parts for axis in "xy")]
@@ -160,7 +161,7 @@ def _read_npz(path):
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file if re.fullmatch(r"[xy](_train|_val|_test)?", name)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged, or holds objects instead of numbers ({error})") from error
     parts = {part: f"_{part}" for part in SPLITS if {f"x_{part}", f"y_{part}"} & arrays.keys()} or {WHOLE: ""}
     _require_keys(path, arrays, [axis + suffix for suffix in parts.values() for axis in "xy"], _NPZ_KEYS)
@@ -190,7 +191,11 @@ def _idx_array(path):
     """The array of an idx file: 0, 0, 8 (bytes), number of axes, their lengths in big-endian 32 bits, the bytes."""
     data = read_bytes(path)
     try:
-        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        if data.startswith(b"\x1f\x8b"):
+            with gzip.open(io.BytesIO(data)) as file:  # a small file may unpack to any size
+                data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MiB")
         shape = np.frombuffer(data, ">u4", data[3], 4).astype(int)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
