@@ -26,7 +26,6 @@ from frcnn.models.resnet import CONVENTIONS, ResNetSpec, resnet_stage, resnet_st
 from frcnn.ops import losses
 
 LOSSES = ("rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
-STRIDE = 16  # of stage 4
 
 
 @keras.saving.register_keras_serializable("frcnn")
@@ -142,13 +141,13 @@ def c4_parts(model, spec, num_classes, seed):
     """
     backbone = build_backbone(spec)
     channels = backbone.output_shape[-1]
-    sizes, ratios = list(model.anchor_sizes), list(model.anchor_ratios)
+    ((stride, sizes),), ratios = model.anchor_levels, list(model.anchor_ratios)
     pool = model.roi_pool_size
     return {
         "backbone": backbone,
         "rpn": build_rpn_head(channels, model.rpn_channels, len(sizes) * len(ratios), spec.dtype, seed),
-        "anchors": AnchorGrid(name="anchors", stride=STRIDE, sizes=[sizes], ratios=ratios),
-        "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=STRIDE),
+        "anchors": AnchorGrid(name="anchors", stride=stride, sizes=[list(sizes)], ratios=ratios),
+        "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=stride),
         "roi_head": build_stage5_head(channels, pool, num_classes, spec),
     }
 

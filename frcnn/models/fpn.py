@@ -14,7 +14,6 @@ from frcnn.models.layers import AnchorGrid, PyramidRoIAlign
 from frcnn.models.resnet import resnet_stage, resnet_stem
 
 CHANNELS = 256  # of every level
-STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from, P2 to P5
 
 
 def fpn_parts(model, spec, num_classes, seed):
@@ -22,14 +21,15 @@ def fpn_parts(model, spec, num_classes, seed):
     is_v2 = model.architecture == "fpn_v2"
     # New layers have no statistics to freeze: theirs learn even where the ResNet's are frozen, as in torchvision.
     own = dataclasses.replace(spec, norm="batch" if spec.norm == "frozen" else spec.norm)
-    sizes, ratios = [[size] for size in model.anchor_sizes], list(model.anchor_ratios)
+    (*strides, _), sizes = zip(*model.anchor_levels)  # RoIs are pooled from P2 to P5
+    sizes, ratios = list(map(list, sizes)), list(model.anchor_ratios)
     head = {"convolutions": 4, "dense": 1} if is_v2 else {"convolutions": 0, "dense": 2}
     rpn_convolutions = 2 if is_v2 else 1
     return {
         "backbone": build_fpn_backbone(spec, own if is_v2 else None),
         "rpn": build_rpn_head(CHANNELS, model.rpn_channels, len(ratios), spec.dtype, seed, rpn_convolutions),
         "anchors": AnchorGrid(name="anchors", stride=None, sizes=sizes, ratios=ratios),
-        "roi_align": PyramidRoIAlign(name="roi_align", output_size=model.roi_pool_size, strides=list(STRIDES)),
+        "roi_align": PyramidRoIAlign(name="roi_align", output_size=model.roi_pool_size, strides=strides),
         "roi_head": build_box_head(CHANNELS, model.roi_pool_size, num_classes, own, **head),
     }
 
