@@ -270,6 +270,27 @@ def device_name():
     return f"{backend} on {names[0] if names else 'CPU'}{several}"
 
 
+def make_deterministic(seed):
+    """Have the same steps give the same bits, where that costs speed; before the first tensor.
+
+    Args:
+        seed: of what Keras and its backend draw.
+    """
+    keras.utils.set_random_seed(seed)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    elif backend == "torch":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or PyTorch refuses matrix products on a GPU
+        torch.use_deterministic_algorithms(True)
+    elif "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):  # read when JAX first computes
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+
 def training_data(make_generator, example):
     """What `fit` takes: a `tf.data.Dataset` with free picture sizes on TensorFlow, else the generator itself.
 

@@ -13,7 +13,9 @@ from frcnn.models.classifier import build_classifier
 from frcnn.training import compile_model, fit_model, refuse_finished, write_run_files
 
 
-def train_classifier(model, records, *, validation=None, output="runs/classifier", verbose="auto"):
+def train_classifier(
+    model, records, *, validation=None, output="runs/classifier", verbose="auto", saved=None, stop=None
+):
     """Train a classifier and write its run folder: that of `frcnn.train`, without annotation files.
 
     Args:
@@ -21,6 +23,7 @@ def train_classifier(model, records, *, validation=None, output="runs/classifier
         records: list of `LabelledImage` to train on.
         validation: the same; None: a fraction `data.val_fraction` of `records`, drawn with `train.seed`. Empty: none.
         output, verbose: as in `frcnn.train`.
+        saved, stop: as in `frcnn.training.train_model`.
 
     Returns:
         keras.callbacks.History: per epoch `loss`, `accuracy` (0..1), both with `val_` before them,
@@ -30,7 +33,8 @@ def train_classifier(model, records, *, validation=None, output="runs/classifier
         ValueError, FloatingPointError: as in `frcnn.train`.
     """
     output, config = Path(output), model.config
-    refuse_finished(output)
+    if not saved:
+        refuse_finished(output)
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
     identity = np.eye(len(model.class_names), dtype=np.float32)
@@ -41,9 +45,9 @@ def train_classifier(model, records, *, validation=None, output="runs/classifier
 
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=config.classify.label_smoothing)
     compile_model(model, records, loss=loss, metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")])
-    write_run_files(output, model, "classifier")
+    settings = {"describe": lambda: write_run_files(output, model, "classifier"), "saved": saved, "stop": stop}
     monitor = "val_accuracy" if validation else "loss"
-    return fit_model(model, records, validation, output, verbose, make, monitor=monitor)
+    return fit_model(model, records, validation, output, verbose, make, monitor=monitor, **settings)
 
 
 def load_classifier(run, *, weights="best", overrides=()):

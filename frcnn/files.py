@@ -73,3 +73,37 @@ def replacing(path, binary=False):
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def draft_of(path):
+    """Give the path of a draft that takes the place of `path`, on the disk for good, when the block ends well.
+
+    For what must outlive a crash of the machine, and for writers that want a path. The draft keeps the suffix, and
+    vanishes if the block does not end well.
+
+    Args:
+        path: the file to write, a Path; missing folders are made.
+
+    Raises:
+        OSError: the disk is full or gone; what stood at `path` before still does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    try:
+        yield draft
+        _to_disk(draft, os.O_RDWR)
+        os.replace(draft, path)
+        _to_disk(path.parent, os.O_RDONLY)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _to_disk(path, mode):
+    if os.name == "nt" and mode == os.O_RDONLY:  # Windows opens no folders
+        return
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

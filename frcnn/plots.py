@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from frcnn.files import replacing
+
 _MOST_CURVES = 20  # that a legend names
 _SCORES = {"val_map": "mAP", "val_accuracy": "accuracy"}
 _LOSSES = ("loss", "rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
@@ -124,10 +126,9 @@ def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
 
 
 def _save(figure, path):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=120)
-    return path
+    with replacing(path, binary=True) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return Path(path)
 
 
 def _short(name):

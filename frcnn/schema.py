@@ -154,6 +154,7 @@ class TrainConfig(_Section):
         "auto", "auto: bfloat16 where the processor multiplies it natively, else float32"
     )
     patience: int = _field(0, "stop after this many epochs without a better validation score; 0: never", ge=0)
+    checkpoint_minutes: float = _field(1.0, "write a checkpoint after this many minutes, besides each epoch's", gt=0)
     seed: int = _field(0, "of the split, the batches, the augmentation, the sampling and the initial weights", ge=0)
 
 

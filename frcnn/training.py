@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 
 from frcnn import backend
+from frcnn.checkpoints import fingerprint, flags_of, is_finished, lock_run
 from frcnn.config import save_config
 from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
 from frcnn.data.readers.annotation_text import write_annotations
@@ -20,7 +21,7 @@ from frcnn.inference import detect
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.models.resnet import ConvNorm
 from frcnn.optimizer import build_optimizer
-from frcnn.plots import plot_history
+from frcnn.run_folder import RunFolder, versions
 from frcnn.weights import flat_layers, load_weights, prepare
 
 STAGES = 5
@@ -30,8 +31,8 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     """Train a detector and write its run folder.
 
     The folder holds config.yaml, config.pickle (with the class names), train.txt and validation.txt (the split),
-    environment.json, history.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP) and, where the
-    package tensorboard is installed, its logs.
+    environment.json, history.csv, steps.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP),
+    checkpoints and, where the package tensorboard is installed, its logs.
 
     Args:
         config: `frcnn.Config`; the run folder holds it as `build_model` settled it.
@@ -58,16 +59,20 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
 def refuse_finished(output):
     """Raise ValueError if a folder holds a run already."""
     if Path(output, "config.yaml").exists():
-        raise ValueError(f"{output} holds a run already: choose another output folder, or delete it")
+        raise ValueError(
+            f"{output} holds a run already: choose another output folder, delete it, or resume it "
+            f"(frcnn train --resume {output})"
+        )
 
 
-def build_model(config, class_names, build=build_detector):
+def build_model(config, class_names, build=build_detector, resumed=False):
     """Build the training model with the initial weights that `config.model.weights` asks for.
 
     Args:
         config: `frcnn.Config`.
         class_names: K strings.
         build: `build_detector` or `build_classifier`.
+        resumed: the weights come from a checkpoint, those of the config are not read; it must be the config of a run.
 
     Returns:
         What `build` does. Its `config` no longer says "auto" for `model.conventions` and `model.norm`; its
@@ -77,29 +82,43 @@ def build_model(config, class_names, build=build_detector):
     Raises:
         ValueError: the weights cannot be read or are for another network.
     """
-    config, source = prepare(config)
+    config, source = (config, None) if resumed else prepare(config)
     model = build(config, class_names)
     model.weights_report = source and load_weights(model, source, reinitialise=True)
-    for layer in flat_layers(model) if source else ():
+    for layer in flat_layers(model) if config.model.weights != "none" else ():
         if isinstance(layer, ConvNorm) and layer.name.startswith(("conv1", "res")):
             stage = int(layer.name[3]) if layer.name.startswith("res") else 1
             layer.trainable = stage > STAGES - config.model.trainable_stages
     return model
 
 
-def train_model(model, records, *, validation=None, output="runs/frcnn", verbose="auto"):
-    """Train what `build_model` built; arguments, result and errors as in `train`."""
+def train_model(model, records, *, validation=None, output="runs/frcnn", verbose="auto", saved=None, stop=None):
+    """Train what `build_model` built; arguments, result and errors as in `train`, and further:
+
+    Args:
+        saved: what `frcnn.checkpoints.read_checkpoint` returned, of this run folder, to go on from; or None.
+        stop: a `frcnn.stopping.Stop` that may end the run; or None.
+
+    Raises:
+        frcnn.stopping.Interrupted: it did.
+        ValueError: the results could not be written in the end.
+    """
     output, config = Path(output), model.config
-    refuse_finished(output)
+    if not saved:
+        refuse_finished(output)
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
     records = [record.without_crowds() for record in records]  # they are no objects: torchvision, Detectron2
     compile_model(model, records)
-    write_run_files(output, model)
-    write_annotations(output / "train.txt", records, model.class_names)
-    write_annotations(output / "validation.txt", validation, model.class_names)
+
+    def describe():
+        write_run_files(output, model)
+        write_annotations(output / "train.txt", records, model.class_names)
+        write_annotations(output / "validation.txt", validation, model.class_names)
+
     score = {"monitor": "val_map", "mean_ap": _mean_ap_of(validation)} if validation else {}
-    return fit_model(model, records, validation, output, verbose, make_batch, **score)
+    settings = {"describe": describe, "keep": flags_of(validation), "saved": saved, "stop": stop}
+    return fit_model(model, records, validation, output, verbose, make_batch, **settings, **score)
 
 
 def compile_model(model, records, **settings):
@@ -113,21 +132,54 @@ def _steps_in_an_epoch(config, records):
     return len(plan_epoch(records, config.train.batch_size, config.train.seed, 0, repeat_threshold=threshold))
 
 
-def fit_model(model, records, validation, output, verbose, make, **score):
+def fit_model(
+    model, records, validation, output, verbose, make, *, saved=None, monitor="loss", mean_ap=None, **settings
+):
     """Train a compiled model on the batches of `training_batches`.
 
     Args:
         model: with a `config`.
         records, validation: lists of records; validation may be empty.
-        output, verbose: as in `train`.
+        output, verbose, saved: as in `train_model`.
         make: makes a batch, see `training_batches`.
-        score: see `build_callbacks`.
+        monitor: what decides which weights are the best, see `frcnn.checkpoints.best_epoch`.
+        mean_ap: function of the model that gives its validation mAP, or None.
+        settings: of `RunFolder`.
 
     Returns:
         keras.callbacks.History.
     """
-    config = model.config
-    batches = TimedBatches(training_batches(records, config, config.train.seed, make=make))
+    steps, epochs = _steps_in_an_epoch(model.config, records), model.config.train.epochs
+    settings |= {"data": fingerprint([*records, *validation]), "monitor": monitor, "validated": bool(validation)}
+    run = RunFolder(output, model, steps, **settings)
+    with lock_run(output):
+        run.start(saved)
+        if run.step and f"metrics/{len(model.metrics_variables)}" in saved[0]:  # compiled ones: a batch builds them
+            model.test_on_batch(*make(records, model.config, model.config.train.seed, 0, 0))
+        legs = [] if is_finished(run.rows, monitor, model.config.train) else _legs(run.epoch, run.step, steps, epochs)
+        model.history = keras.callbacks.History()
+        for leg in legs:
+            _fit_leg(model, records, validation, verbose, make, run, leg, mean_ap)
+            if model.stop_training:
+                break
+    if run.error:
+        raise ValueError(f"{output}: the results could not be written ({run.error}): make room, then resume the run")
+    model.history.epoch, model.history.history = list(range(len(run.rows))), run.history()
+    return model.history
+
+
+def _legs(epoch, step, steps, epochs):
+    """Yield (epoch, step to begin with, steps an epoch, epoch to end before): `fit` has epochs of one length only."""
+    if step:
+        yield epoch, step, steps - step, epoch + 1
+    if epoch + bool(step) < epochs:
+        yield epoch + bool(step), 0, steps, epochs
+
+
+def _fit_leg(model, records, validation, verbose, make, run, leg, mean_ap):
+    """A stretch of the training that one call of `fit` can do; `run`: the `RunFolder`, `leg`: of `_legs`."""
+    config, (epoch, step, steps, end) = model.config, leg
+    batches = TimedBatches(training_batches(records, config, config.train.seed, start=(epoch, step), make=make))
     validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
     validation_settings = {}
     with _closing(batches, validation_batches):
@@ -136,11 +188,12 @@ def fit_model(model, records, validation, output, verbose, make, **score):
                 "validation_data": _as_fit_data(validation_batches, validation, config, make),
                 "validation_steps": len(plan_epoch(validation, config.train.batch_size, config.train.seed, 0)),
             }
-        return model.fit(
+        model.fit(
             _as_fit_data(batches, records, config, make),
-            epochs=config.train.epochs,
-            steps_per_epoch=_steps_in_an_epoch(config, records),
-            callbacks=build_callbacks(output, config, records, batches, **score),
+            initial_epoch=epoch,
+            epochs=end,
+            steps_per_epoch=steps,
+            callbacks=build_callbacks(run, config, records, batches, mean_ap),
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled
             **validation_settings,
@@ -248,61 +301,34 @@ def _mean_ap_of(validation):
 class StopOnNonFinite(keras.callbacks.Callback):
     """Ends the run at the first loss that is not finite, before any weights are written, and names the pictures."""
 
-    def __init__(self, files_of):
+    def __init__(self, run, files_of_step):
         super().__init__()
-        self.files_of = files_of
-        self._epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+        self.run, self.files_of_step = run, files_of_step
 
     def on_train_batch_end(self, batch, logs=None):
         if not abs(float(logs["loss"])) < float("inf"):
             raise FloatingPointError(
-                f"the loss is not finite at epoch {self._epoch + 1}, step {batch + 1}, with the pictures "
-                f"{', '.join(self.files_of(self._epoch, batch))}; a lower train.learning_rate is the usual cure"
+                f"the loss is not finite at epoch {self.run.epoch + 1}, step {self.run.step + 1}, with the pictures "
+                f"{', '.join(self.files_of_step())}; a lower train.learning_rate is the usual cure"
             )
 
 
-class PlotCurves(keras.callbacks.Callback):
-    """Draws curves.png from history.csv after each epoch."""
-
-    def __init__(self, output):
-        super().__init__()
-        self.output = output
-
-    def on_epoch_end(self, epoch, logs=None):
-        plot_history(self.output / "history.csv", self.output / "curves.png")
-
-
-def build_callbacks(output, config, records, batches, monitor="loss", mean_ap=None):
+def build_callbacks(run, config, records, batches, mean_ap=None):
     """Everything that watches a run, in the order in which it must be called.
 
     Args:
-        output: the run folder, a Path.
+        run: the `RunFolder`.
         config, records: as in `train`.
         batches: the `TimedBatches` that training draws from.
-        monitor: what decides which weights are the best: "loss", the lowest, or the name of a score, the highest.
         mean_ap: function of the model that gives its validation mAP, or None.
     """
 
-    def files_of(epoch, step):
-        return batch_files(records, config, config.train.seed, epoch, step)
+    def files_of_step():
+        return batch_files(records, config, config.train.seed, run.epoch, run.step)
 
-    monitor = {"monitor": monitor, "mode": "min" if monitor == "loss" else "max"}
-    save = {"save_weights_only": True, "verbose": 0}
-    callbacks = [
-        StopOnNonFinite(files_of),
-        EpochReport(config.train.batch_size, batches, mean_ap),
-        keras.callbacks.CSVLogger(str(output / "history.csv")),
-        PlotCurves(output),
-        keras.callbacks.ModelCheckpoint(str(output / "last.weights.h5"), **save),
-        keras.callbacks.ModelCheckpoint(str(output / "best.weights.h5"), save_best_only=True, **monitor, **save),
-    ]
-    if config.train.patience:
-        callbacks.append(keras.callbacks.EarlyStopping(patience=config.train.patience, verbose=1, **monitor))
+    callbacks = [StopOnNonFinite(run, files_of_step), EpochReport(config.train.batch_size, batches, mean_ap), run]
     if importlib.util.find_spec("tensorboard"):
-        callbacks.append(keras.callbacks.TensorBoard(str(output / "tensorboard"), write_graph=False))
+        callbacks.append(keras.callbacks.TensorBoard(str(run.output / "tensorboard"), write_graph=False))
     return callbacks
 
 
@@ -317,14 +343,12 @@ def write_run_files(output, model, kind="detector"):
 
 
 def _environment(model):
-    import importlib.metadata
-
-    packages = ("frcnn", "keras", keras.backend.backend(), "numpy", "opencv-python-headless")
     return {
         "seed": model.config.train.seed,
         "initial_weights": str(getattr(model, "weights_report", None) or "random").splitlines(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": backend.device_name(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "deterministic": getattr(model, "deterministic", False),
+        "versions": versions(),
     }

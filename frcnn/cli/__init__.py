@@ -27,7 +27,7 @@ def main(argv=None):
 
     Returns:
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
-        explained in a sentence; 130 interrupted; 141 nobody reads what it prints any more.
+        explained in a sentence; 130 interrupted; 143 terminated; 141 nobody reads what it prints any more.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: no file and line of ours
     warnings.filterwarnings("ignore", module="PIL")  # of damaged pictures, without their names
@@ -65,9 +65,9 @@ def main(argv=None):
             raise
         print(f"frcnn {arguments.command}: {_sentence(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"frcnn {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"frcnn {arguments.command}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "status", 130)
 
 
 def _sentence(error):
@@ -77,12 +77,12 @@ def _sentence(error):
     return f"{file}: {error.strerror}" if file else error.strerror
 
 
-def add_annotation_arguments(parser):
+def add_annotation_arguments(parser, required=True):
     """The arguments that name annotated pictures, for the commands that read them."""
     parser.add_argument(
         "-p",
         "--path",
-        required=True,
+        required=required,
         metavar="PATH",
         help="annotation file (text or COCO's JSON), folder of a Pascal VOC tree, or YOLO's data.yaml or its folder",
     )

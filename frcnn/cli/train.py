@@ -1,6 +1,7 @@
 """Train a Faster R-CNN on annotated pictures and write a run folder: weights, config, split, curves."""
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -10,11 +11,19 @@ from frcnn.cli import add_annotation_arguments, add_override_argument
 from frcnn.files import replacing
 
 EXAMPLE = "frcnn train -p annotations.txt --config config/resnet50_c4.yaml train.epochs=10"
+# What a run that goes on has in its folder.
+SETTINGS = (
+    *("path", "parser", "split", "validation", "config", "output", "backbone_from"),
+    *("num_rois", "network", "hf", "vf", "rot", "num_epochs", "input_weight_path"),
+)
 
 
 def add_arguments(parser):
     """The arguments of `frcnn train`."""
-    add_annotation_arguments(parser)
+    add_annotation_arguments(parser, required=False)
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run: its folder holds pictures, classes and config"
+    )
     parser.add_argument(
         "--validation",
         metavar="PATH",
@@ -23,6 +32,9 @@ def add_arguments(parser):
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
     parser.add_argument("--backbone-from", metavar="RUN", help="initial weights, of a classifier too: model.weights")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="a run made twice, or resumed, is the same to the last bit; slower"
+    )
     old = parser.add_argument_group("keras-frcnn's flags")
     old.add_argument("-n", "--num_rois", type=int, metavar="N", help="RoIs in the loss, per picture: roi.samples")
     old.add_argument("--network", metavar="NAME", help="resnet18, 34, 50, 101 or 152: model.depth")
@@ -39,32 +51,84 @@ def add_arguments(parser):
 
 def run(arguments):
     """Read, train, say where everything is."""
-    from frcnn.config import load_config
-
-    config = load_config(arguments.config, [*arguments.overrides, *_flag_overrides(arguments)])
-    output = Path(arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
-    _check_places(arguments, output)
-    records, class_names, validation = _read(arguments, config)
+    output, config, records, class_names, validation, saved = (_resume if arguments.resume else _begin)(arguments)
 
     from frcnn import backend, training
     from frcnn.models.detector import dtype_policy
+    from frcnn.stopping import Interrupted, stopping
 
-    training.refuse_finished(output)
+    if not saved:
+        training.refuse_finished(output)
+    if arguments.deterministic:
+        backend.make_deterministic(config.train.seed)
     device, start = backend.start_device(), time.perf_counter()
-    model = training.build_model(config, class_names)
+    model = training.build_model(config, class_names, resumed=bool(saved))
+    model.deterministic = arguments.deterministic
+    if saved:
+        model.weights_report = f"resumed at epoch {saved[1]['epoch'] + 1}, step {saved[1]['step'] + 1}"
     numbers = f"{dtype_policy(config.train.precision)}, {model.config.model.norm} normalisation"
     print(f"{device}, {numbers}; run folder {output}")
     print(model.weights_report or "random initial weights", flush=True)
     verbose = 1 if sys.stdout.isatty() else 2
+    settings = {"validation": validation, "output": output, "verbose": verbose, "saved": saved}
     try:
-        history = training.train_model(model, records, validation=validation, output=output, verbose=verbose)
-    except (KeyboardInterrupt, FloatingPointError):
+        with stopping(_say) as stop:
+            history = training.train_model(model, records, stop=stop, **settings)
+    except (KeyboardInterrupt, FloatingPointError) as error:
         _copy_out(arguments, output)  # what the epochs before gave is not lost
+        if isinstance(error, Interrupted):
+            print(f"go on with: {_command_to_resume(output)}")
         raise
     _say_how_it_went(history.history, time.perf_counter() - start)
     copied = _copy_out(arguments, output)
     print(f"detect with: python test_frcnn.py -p FOLDER --{'config_filename' if copied else 'run'} {copied or output}")
     return 0
+
+
+def _say(sentence):
+    print(f"\nfrcnn train: {sentence}", file=sys.stderr, flush=True)
+
+
+def _command_to_resume(output):
+    from frcnn.checkpoints import checkpoint_files
+
+    again = shlex.join(sys.argv[1:])
+    return f"frcnn train --resume {shlex.quote(str(output))}" if checkpoint_files(output) else f"frcnn {again}"
+
+
+def _begin(arguments):
+    """Run folder, config, records to train on, class names, records to validate on, and None, of a new run."""
+    from frcnn.config import load_config
+
+    if not arguments.path:
+        raise ValueError("name annotated pictures with -p, or an interrupted run with --resume")
+    config = load_config(arguments.config, [*arguments.overrides, *_flag_overrides(arguments)])
+    output = Path(arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
+    _check_places(arguments, output)
+    records, class_names, validation = _read(arguments, config)
+    return output, config, records, class_names, validation, None
+
+
+def _resume(arguments):
+    """What `_begin` gives, of a run that goes on, and what its checkpoint holds; says what is odd."""
+    from frcnn.checkpoints import newest_checkpoint, require_same_run, with_flags
+    from frcnn.config import load_run_config, with_overrides
+    from frcnn.data.readers import read_records
+
+    run = Path(arguments.resume)
+    given = [name for name in SETTINGS if getattr(arguments, name) not in (None, "auto")]
+    if given:
+        raise ValueError(f"--resume takes pictures, classes and config from {run}: leave out {', '.join(given)}")
+    _check_places(arguments, run)
+    config, class_names = load_run_config(run, "detector")
+    config = with_overrides(config, arguments.overrides)
+    arrays, header, damaged = newest_checkpoint(run)
+    for sentence in damaged:
+        print(f"note: {sentence}")
+    require_same_run(run, header, config, class_names)
+    parts = [read_records(run / f"{part}.txt", "simple", class_names)[0] for part in ("train", "validation")]
+    arguments.deterministic = arguments.deterministic or header["deterministic"]
+    return run, config, parts[0], class_names, with_flags(parts[1], arrays), (arrays, header)
 
 
 def _flag_overrides(arguments):

@@ -1,0 +1,226 @@
+"""The run folder while a training runs: its checkpoints, and what is made from them."""
+
+import csv
+import importlib.metadata
+import time
+import warnings
+
+import keras
+import numpy as np
+
+from frcnn.checkpoints import best_epoch, is_finished, write_checkpoint
+from frcnn.files import draft_of, replacing
+from frcnn.plots import plot_history
+from frcnn.stopping import Stop
+
+
+class RunFolder(keras.callbacks.Callback):
+    """Holds what a run has come to, and writes it into the run folder.
+
+    Checkpoints are written every `train.checkpoint_minutes`, before the last step of an epoch that is validated (so a
+    run that ends in validation has that step to do again, and `fit` ends the epoch as ever), and at each epoch's end.
+    There history.csv, steps.csv, curves.png, best.weights.h5 and last.weights.h5 follow. What cannot be written is
+    tried again with the next checkpoint; the training goes on.
+
+    Must stand behind whatever adds to the logs.
+
+    Attributes:
+        epoch, step: of the next step.
+        rows: the logs of each epoch that is done.
+        losses: of each step done, the mean loss of its epoch so far, as Keras shows it.
+        error: the OSError of the last attempt to write, or None.
+    """
+
+    def __init__(self, output, model, steps, *, data, describe, monitor="loss", validated=True, keep=None, stop=None):
+        """
+        Args:
+            output: the run folder, a Path.
+            model: the compiled training model.
+            steps: in an epoch.
+            data: `frcnn.checkpoints.fingerprint` of the records.
+            describe: function that writes the files which describe the run.
+            monitor: what decides which weights are the best, see `best_epoch`.
+            validated: whether a validation follows each epoch.
+            keep: further {name: array} for the checkpoints.
+            stop: `frcnn.stopping.Stop`, or None.
+        """
+        super().__init__()
+        self.output, self.steps, self.data, self.monitor = output, steps, data, monitor
+        self.describe, self.validated, self.keep, self.stop = describe, validated, keep or {}, stop or Stop()
+        self.epoch, self.step, self.rows, self.losses, self.error = 0, 0, [], [], None
+        self._trained = model  # `self.model` puts JAX's state back into the model, which costs time in each step
+        self._metrics, self._unsaved_best, self._written = None, None, time.monotonic()
+
+    # ------------------------------------------------------------------------------------------------- resuming
+
+    def start(self, saved=None):
+        """Write the files of a new run; or give model and optimizer the state of `read_checkpoint`'s (arrays, header).
+
+        Raises:
+            ValueError: the pictures are others than those of the checkpoint.
+            OSError: a new run's files cannot be written.
+        """
+        self.set_model(self._trained)
+        self._written = time.monotonic()
+        if saved is None:
+            return self.describe()
+        arrays, header = saved
+        if header["data"] != self.data:
+            raise ValueError(
+                f"{self.output} was trained on other pictures, sizes or boxes than its train.txt and validation.txt "
+                "give now: put these files and their pictures back as they were, or start another run"
+            )
+        self._trained.optimizer.build(self._trained.trainable_variables)
+        for name, variables in _variables(self._trained).items():
+            if name != "metrics":
+                _assign(variables, arrays, name)
+        self.epoch, self.step, self.rows = header["epoch"], header["step"], header["rows"]
+        self.losses, self._metrics = arrays["losses"].tolist(), arrays if self.step else None
+        if self.rows and not self.step:  # the run may have ended before it wrote them
+            self._tolerate(self._write_results)
+
+    def set_params(self, params):
+        """Let Keras's progress bar count to the end of the run, also in a first `fit` that ends with its epoch."""
+        if "epochs" in params:
+            params["epochs"] = self._trained.config.train.epochs
+        super().set_params(params)
+
+    def history(self):
+        """{name: values of all epochs}, as Keras's `History.history`."""
+        return {name: [row[name] for row in self.rows] for name in self.rows[0]}
+
+    # --------------------------------------------------------------------------------------------- what Keras calls
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._metrics:  # Keras has just reset them
+            _assign(self.model.metrics_variables, self._metrics, "metrics")
+            self._metrics = None
+        self.stop.awaited = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self.losses.append(float(logs["loss"]))
+        if self.step == self.steps:  # the epoch's end is near; before it lies a checkpoint
+            return
+        minutes = (time.monotonic() - self._written) / 60
+        is_due = minutes >= self._trained.config.train.checkpoint_minutes
+        if is_due or self.stop.signal or (self.validated and self.step == self.steps - 1):
+            self._tolerate(self._write_checkpoint)
+        self.stop.check()
+
+    def on_test_begin(self, logs=None):
+        self.stop.awaited = False
+        self.stop.check()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.stop.awaited = True
+        self.rows.append({name: float(value) for name, value in logs.items()})
+        self.epoch, self.step = epoch + 1, 0
+        self._tolerate(self._write_checkpoint, self._write_results)
+        if is_finished(self.rows, self.monitor, self.model.config.train):
+            self.model.stop_training = True
+        else:
+            self.stop.check()
+
+    # ---------------------------------------------------------------------------------------------------- writing
+
+    def _tolerate(self, *writers):
+        """Call functions that write; of what cannot be written warn once, until it can be written again."""
+        error = None
+        for write in writers:
+            try:
+                if not (self.output / "config.pickle").exists():  # the folder was deleted
+                    self.describe()
+                write()
+            except OSError as found:
+                error = found
+        if error and not self.error:
+            warnings.warn(
+                f"{self.output} cannot be written ({error.strerror or error}): training goes on without, and tries "
+                "again with the next checkpoint",
+                stacklevel=2,
+            )
+        self.error, self._written = error, time.monotonic()
+
+    def _write_checkpoint(self):
+        arrays = {"losses": np.array(self.losses), **self.keep}
+        for name, variables in _variables(self.model).items():
+            arrays |= {f"{name}/{index}": _array(variable) for index, variable in enumerate(variables)}
+        header = {"epoch": self.epoch, "step": self.step, "rows": self.rows, "monitor": self.monitor}
+        header |= {"class_names": list(self._trained.class_names), "data": self.data, "versions": versions()}
+        header |= {"deterministic": getattr(self._trained, "deterministic", False)}
+        write_checkpoint(self.output, arrays, {**header, "config": self._trained.config.model_dump(mode="json")})
+
+    def _write_results(self):
+        _write_csv(self.output / "history.csv", [{"epoch": epoch, **row} for epoch, row in enumerate(self.rows)])
+        _write_csv(self.output / "steps.csv", _step_rows(self.losses, self.steps))
+        plot_history(self.output / "history.csv", self.output / "curves.png")
+        save_weights(self.model, self.output / "last.weights.h5")
+        self._write_best()
+
+    def _write_best(self):
+        path = self.output / "best.weights.h5"
+        if best_epoch(self.rows, self.monitor) == len(self.rows) - 1:
+            self._unsaved_best = [np.array(values) for values in self.model.get_weights()]
+            save_weights(self.model, path)
+        elif self._unsaved_best:  # there was no room for them when they were the model's
+            now = [np.array(values) for values in self.model.get_weights()]
+            self.model.set_weights(self._unsaved_best)
+            try:
+                save_weights(self.model, path)
+            finally:
+                self.model.set_weights(now)
+        self._unsaved_best = None
+
+
+def versions():
+    """{package: version} of what the numbers of a run hang on."""
+    packages = ("frcnn", "keras", keras.backend.backend(), "numpy", "opencv-python-headless")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def save_weights(model, path):
+    """Write the weights of a model to a .weights.h5 file that takes the place of `path` once it is whole.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with draft_of(path) as draft:
+        try:
+            model.save_weights(draft)
+        except RuntimeError as error:  # what HDF5 makes of a full disk when it closes a file
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def _variables(model):
+    """All that changes in training, in groups; the order within each is that of the model's layers."""
+    return {
+        "weights": [*model.trainable_variables, *model.non_trainable_variables],
+        "optimizer": model.optimizer.variables,
+        "metrics": model.metrics_variables,
+    }
+
+
+def _array(variable):
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def _assign(variables, arrays, name):
+    for index, variable in enumerate(variables):
+        variable.assign(arrays[f"{name}/{index}"])
+
+
+def _step_rows(losses, steps):
+    """A row for each step: its own loss, from the means that Keras keeps, and the mean of the epoch so far."""
+    for index, mean in enumerate(losses):
+        epoch, step = divmod(index, steps)
+        own = mean * (step + 1) - losses[index - 1] * step if step else mean
+        yield {"epoch": epoch, "step": step, "loss": f"{own:.5g}", "mean_loss": mean}
+
+
+def _write_csv(path, rows):
+    rows = list(rows)
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,81 @@
+"""How a signal ends a training: after the step in work, which is saved, and within ten seconds."""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+
+GRACE = 9.0  # seconds; whoever stops programs politely kills them after ten
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run; `status` is the exit status that a shell expects then."""
+
+    def __init__(self, number):
+        super().__init__("interrupted" if number == signal.SIGINT else "terminated")
+        self.status = 128 + number
+
+
+class Stop:
+    """Whether a signal came.
+
+    Attributes:
+        signal: its number, or None.
+        awaited: whether the training will look, by calling `check`, as soon as it has something to save; while it will
+            not (at the start, in validation) the signal ends what runs, at once.
+    """
+
+    def __init__(self):
+        self.signal, self.awaited = None, False
+
+    def check(self):
+        """Raise `Interrupted` if a signal came."""
+        if self.signal:
+            raise Interrupted(self.signal)
+
+    def handle(self, number, frame=None):
+        """What Python calls in its main thread for a signal, but not before a step that is in work ends."""
+        self.signal = self.signal or number
+        if not self.awaited:
+            self.check()
+
+
+@contextlib.contextmanager
+def stopping(say):
+    """Let SIGINT (Ctrl-C) and SIGTERM end what runs inside, which must be the main thread's; gives a `Stop`.
+
+    A thread of its own sees each signal at once, also while the main thread is busy in a backend. At the second one, or
+    `GRACE` seconds after the first, it ends the process on the spot.
+
+    Args:
+        say: function that is called, in that thread, with what to tell the user.
+    """
+    stop = Stop()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    old = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    watch = threading.Thread(target=_watch, args=(reader, say), name="frcnn-signals", daemon=True)
+    watch.start()
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(old_writer)
+        os.close(writer)
+        watch.join()
+        os.close(reader)
+
+
+def _watch(reader, say):
+    first = os.read(reader, 1)
+    if not first:  # the writing end was closed: nothing happened
+        return
+    say("stopping after this step; once more stops at once")
+    came, *_ = select.select([reader], [], [], GRACE)
+    if came and not os.read(reader, 1):
+        return
+    say("stopped at once" if came else f"stopped: the step took more than {GRACE:.0f} s longer")
+    os._exit(128 + first[0])
