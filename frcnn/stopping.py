@@ -42,7 +42,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stopping(say):
+def stopping(say, hint):
     """Let SIGINT (Ctrl-C) and SIGTERM end what runs inside, which must be the main thread's; gives a `Stop`.
 
     A thread of its own sees each signal at once, also while the main thread is busy in a backend. At the second one, or
@@ -50,13 +50,14 @@ def stopping(say):
 
     Args:
         say: function that is called, in that thread, with what to tell the user.
+        hint: what to tell when the process was ended on the spot.
     """
     stop = Stop()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     old = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    watch = threading.Thread(target=_watch, args=(reader, say), name="frcnn-signals", daemon=True)
+    watch = threading.Thread(target=_watch, args=(reader, say, hint), name="frcnn-signals", daemon=True)
     watch.start()
     try:
         yield stop
@@ -69,13 +70,13 @@ def stopping(say):
         os.close(reader)
 
 
-def _watch(reader, say):
+def _watch(reader, say, hint):
     first = os.read(reader, 1)
     if not first:  # the writing end was closed: nothing happened
         return
-    say("stopping after this step; once more stops at once")
+    say("stopping; once more stops at once")
     came, *_ = select.select([reader], [], [], GRACE)
     if came and not os.read(reader, 1):
         return
-    say("stopped at once" if came else f"stopped: the step took more than {GRACE:.0f} s longer")
+    say(f"stopped {'at once' if came else f'after {GRACE:.0f} s, within the step'}; {hint}")
     os._exit(128 + first[0])

@@ -185,11 +185,11 @@ def training(monkeypatch):
     """Stands in for the training itself: keeps what it is given and writes a run of one byte; `end` is raised."""
     given = SimpleNamespace(end=None)
 
-    def build_model(config, class_names):
+    def build_model(config, class_names, resumed):
         given.config, given.class_names = config, class_names
         return SimpleNamespace(config=config, class_names=class_names, weights_report=None)
 
-    def train_model(model, records, *, validation, output, verbose):
+    def train_model(model, records, *, validation, output, verbose, saved, stop):
         given.records, given.validation = records, validation
         save_config(model.config, output, model.class_names)
         (output / "best.weights.h5").write_bytes(b"w")

@@ -12,6 +12,7 @@ from pathlib import Path
 from frcnn.cli import add_override_argument, find_run
 from frcnn.cli.detect import MOST_ERRORS, find_pictures
 from frcnn.cli.evaluate import write_csv
+from frcnn.cli.train import add_resume_arguments, describe_start, load_checkpoint, train_until_stopped
 from frcnn.files import replacing
 
 EXAMPLE = "frcnn classify train -p train_signs.h5 --config config/signs.yaml --output runs/signs"
@@ -52,6 +53,7 @@ def add_arguments(parser):
             )
             add("--backbone-from", metavar="RUN", help="initial weights, of a detector too: model.weights")
             add("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
+            add_resume_arguments(add, "on the same -p and --validation: its folder knows the config")
         else:
             _add_model_arguments(add, name)
         add_override_argument(action)
@@ -81,26 +83,37 @@ def train(arguments):
     """train a classifier and write its run folder"""
     from frcnn.config import load_config
 
-    flags = [f"model.weights={json.dumps(arguments.backbone_from)}"] if arguments.backbone_from else []
-    config = load_config(arguments.config, [*arguments.overrides, *flags])
-    output = Path(arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
+    saved = None
+    if arguments.resume:
+        given = [name for name in ("config", "backbone_from", "output") if getattr(arguments, name)]
+        if given:
+            raise ValueError(f"--resume takes the config from {arguments.resume}: leave out {', '.join(given)}")
+        config, known, *saved = load_checkpoint(arguments, "classifier")
+    else:
+        flags = [f"model.weights={json.dumps(arguments.backbone_from)}"] if arguments.backbone_from else []
+        config, known = load_config(arguments.config, [*arguments.overrides, *flags]), None
+    output = Path(arguments.resume or arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
     if output.is_file():
         raise ValueError(f"{output} is a file: name a folder for the run")
-    records, class_names, validation, config = _read(arguments, config)
+    records, class_names, validation, config = _read(arguments, config, known)
 
     from frcnn import backend, training
     from frcnn.classification import train_classifier
     from frcnn.models.classifier import build_classifier
     from frcnn.models.detector import dtype_policy
 
-    training.refuse_finished(output)
+    if not saved:
+        training.refuse_finished(output)
+    if arguments.deterministic:
+        backend.make_deterministic(config.train.seed)
     device, start = backend.start_device(), time.perf_counter()
-    model = training.build_model(config, class_names, build_classifier)
+    model = training.build_model(config, class_names, build_classifier, resumed=bool(saved))
+    model.deterministic = arguments.deterministic
     numbers = f"{dtype_policy(config.train.precision)}, {model.config.model.norm} normalisation"
     print(f"{device}, {numbers}, {model.count_params():,} parameters; run folder {output}")
-    print(model.weights_report or "random initial weights", flush=True)
-    verbose = 1 if sys.stdout.isatty() else 2
-    history = train_classifier(model, records, validation=validation, output=output, verbose=verbose).history
+    print(describe_start(model, saved), flush=True)
+    settings = {"validation": validation, "output": output, "saved": saved, "command": "classify train -p PATH"}
+    history = train_until_stopped(train_classifier, model, records, **settings).history
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(history['loss'])} epochs in {minutes:.1f} minutes, loss {history['loss'][-1]:.3f}")
     scores = history.get("val_accuracy", [])
@@ -111,12 +124,12 @@ def train(arguments):
     return 0
 
 
-def _read(arguments, config):
+def _read(arguments, config, known):
     """Records to train on, class names, records to validate on, and the config with what was left open."""
     from frcnn.data.batches import split_records
     from frcnn.data.readers.labelled import read_labelled
 
-    parts, class_names = read_labelled(arguments.path)
+    parts, class_names = read_labelled(arguments.path, known)
     records = parts.get("train") or parts.get("all")
     if records is None:
         raise ValueError(f"{arguments.path} holds pictures to {' and '.join(parts)} with, none to train on")

@@ -21,9 +21,7 @@ SETTINGS = (
 def add_arguments(parser):
     """The arguments of `frcnn train`."""
     add_annotation_arguments(parser, required=False)
-    parser.add_argument(
-        "--resume", metavar="RUN", help="go on with an interrupted run: its folder holds pictures, classes and config"
-    )
+    add_resume_arguments(parser.add_argument, "instead of -p: its folder knows pictures, classes and config")
     parser.add_argument(
         "--validation",
         metavar="PATH",
@@ -32,9 +30,6 @@ def add_arguments(parser):
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
     parser.add_argument("--backbone-from", metavar="RUN", help="initial weights, of a classifier too: model.weights")
-    parser.add_argument(
-        "--deterministic", action="store_true", help="a run made twice, or resumed, is the same to the last bit; slower"
-    )
     old = parser.add_argument_group("keras-frcnn's flags")
     old.add_argument("-n", "--num_rois", type=int, metavar="N", help="RoIs in the loss, per picture: roi.samples")
     old.add_argument("--network", metavar="NAME", help="resnet18, 34, 50, 101 or 152: model.depth")
@@ -49,13 +44,18 @@ def add_arguments(parser):
     add_override_argument(parser)
 
 
+def add_resume_arguments(add, how):
+    """The arguments of interrupted and of repeatable trainings; `add` adds one."""
+    add("--resume", metavar="RUN", help=f"go on with an interrupted run, {how}")
+    add("--deterministic", action="store_true", help="the same run again is the same to the last bit; slower")
+
+
 def run(arguments):
     """Read, train, say where everything is."""
     output, config, records, class_names, validation, saved = (_resume if arguments.resume else _begin)(arguments)
 
     from frcnn import backend, training
     from frcnn.models.detector import dtype_policy
-    from frcnn.stopping import Interrupted, stopping
 
     if not saved:
         training.refuse_finished(output)
@@ -64,20 +64,14 @@ def run(arguments):
     device, start = backend.start_device(), time.perf_counter()
     model = training.build_model(config, class_names, resumed=bool(saved))
     model.deterministic = arguments.deterministic
-    if saved:
-        model.weights_report = f"resumed at epoch {saved[1]['epoch'] + 1}, step {saved[1]['step'] + 1}"
     numbers = f"{dtype_policy(config.train.precision)}, {model.config.model.norm} normalisation"
     print(f"{device}, {numbers}; run folder {output}")
-    print(model.weights_report or "random initial weights", flush=True)
-    verbose = 1 if sys.stdout.isatty() else 2
-    settings = {"validation": validation, "output": output, "verbose": verbose, "saved": saved}
+    print(describe_start(model, saved), flush=True)
+    settings = {"validation": validation, "output": output, "saved": saved}
     try:
-        with stopping(_say) as stop:
-            history = training.train_model(model, records, stop=stop, **settings)
-    except (KeyboardInterrupt, FloatingPointError) as error:
+        history = train_until_stopped(training.train_model, model, records, command="train", **settings)
+    except (KeyboardInterrupt, FloatingPointError):
         _copy_out(arguments, output)  # what the epochs before gave is not lost
-        if isinstance(error, Interrupted):
-            print(f"go on with: {_command_to_resume(output)}")
         raise
     _say_how_it_went(history.history, time.perf_counter() - start)
     copied = _copy_out(arguments, output)
@@ -85,15 +79,57 @@ def run(arguments):
     return 0
 
 
-def _say(sentence):
-    print(f"\nfrcnn train: {sentence}", file=sys.stderr, flush=True)
+def describe_start(model, saved):
+    """What a training begins with, as a sentence; `saved`: arrays and header of a checkpoint, or None."""
+    from frcnn.checkpoints import is_finished
+
+    if not saved:
+        return model.weights_report or "random initial weights"
+    header = saved[1]
+    if is_finished(header["rows"], header["monitor"], model.config.train):
+        return f"this run is finished: {len(header['rows'])} epochs are done"
+    return f"resumed at epoch {header['epoch'] + 1}, step {header['step'] + 1}"
 
 
-def _command_to_resume(output):
+def train_until_stopped(train, model, records, *, output, command, **settings):
+    """Call `train` with its arguments; signals end it in time, and then the command that goes on with it is shown."""
     from frcnn.checkpoints import checkpoint_files
+    from frcnn.stopping import Interrupted, stopping
 
-    again = shlex.join(sys.argv[1:])
-    return f"frcnn train --resume {shlex.quote(str(output))}" if checkpoint_files(output) else f"frcnn {again}"
+    def say(sentence):
+        print(f"\nfrcnn {command}: {sentence}", file=sys.stderr, flush=True)
+
+    verbose = 1 if sys.stdout.isatty() else 2
+    resume = f"go on with: frcnn {command} --resume {shlex.quote(str(output))}"
+    try:
+        with stopping(say, resume) as stop:
+            return train(model, records, output=output, verbose=verbose, stop=stop, **settings)
+    except Interrupted:
+        if checkpoint_files(output):
+            print(resume, flush=True)
+        raise
+
+
+def load_checkpoint(arguments, kind):
+    """Config, class names, arrays and header of the run that `arguments.resume` names; says what is odd.
+
+    Raises:
+        ValueError: there is none, or the config or the classes are others now.
+    """
+    from frcnn.checkpoints import newest_checkpoint, require_same_run
+    from frcnn.config import load_run_config, with_overrides
+
+    run = Path(arguments.resume)
+    if not (run / "config.pickle").exists():
+        raise ValueError(f"{run} is no run folder that could be resumed: it holds no config.pickle")
+    config, class_names = load_run_config(run, kind)
+    config = with_overrides(config, arguments.overrides)
+    arrays, header, damaged = newest_checkpoint(run)
+    for sentence in damaged:
+        print(f"note: {sentence}")
+    require_same_run(run, header, config, class_names)
+    arguments.deterministic = arguments.deterministic or header["deterministic"]
+    return config, class_names, arrays, header
 
 
 def _begin(arguments):
@@ -110,9 +146,8 @@ def _begin(arguments):
 
 
 def _resume(arguments):
-    """What `_begin` gives, of a run that goes on, and what its checkpoint holds; says what is odd."""
-    from frcnn.checkpoints import newest_checkpoint, require_same_run, with_flags
-    from frcnn.config import load_run_config, with_overrides
+    """What `_begin` gives, of a run that goes on, and the arrays and the header of its checkpoint."""
+    from frcnn.checkpoints import with_flags
     from frcnn.data.readers import read_records
 
     run = Path(arguments.resume)
@@ -120,14 +155,8 @@ def _resume(arguments):
     if given:
         raise ValueError(f"--resume takes pictures, classes and config from {run}: leave out {', '.join(given)}")
     _check_places(arguments, run)
-    config, class_names = load_run_config(run, "detector")
-    config = with_overrides(config, arguments.overrides)
-    arrays, header, damaged = newest_checkpoint(run)
-    for sentence in damaged:
-        print(f"note: {sentence}")
-    require_same_run(run, header, config, class_names)
+    config, class_names, arrays, header = load_checkpoint(arguments, "detector")
     parts = [read_records(run / f"{part}.txt", "simple", class_names)[0] for part in ("train", "validation")]
-    arguments.deterministic = arguments.deterministic or header["deterministic"]
     return run, config, parts[0], class_names, with_flags(parts[1], arrays), (arrays, header)
 
 

@@ -1,0 +1,387 @@
+"""Trainings that are killed, stopped or out of room, and go on."""
+
+import csv
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks.kill_resume import compare
+from frcnn import build_classifier, checkpoints
+from frcnn.checkpoints import checkpoint_files, lock_run, newest_checkpoint, read_checkpoint
+from frcnn.classification import train_classifier
+from frcnn.cli import main
+from frcnn.config import load_run_config
+from frcnn.data.readers import read_records
+from frcnn.stopping import Interrupted, Stop
+from frcnn.training import build_model, train_model
+from tests.oracles.shapes import SHAPES, shape_records, shapes_config
+from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures
+
+pytestmark = pytest.mark.tensorflow
+ROOT = Path(__file__).parents[1]
+STEPS = 4  # in an epoch of the runs below
+
+
+def train_shapes(output, *changes, saved=None, stop=None, count=16):
+    """Two epochs of four steps of the smallest classifier, with a checkpoint after each step."""
+    changes = ["train.epochs=2", "train.checkpoint_minutes=1e-9", "data.colour_jitter=0.2", *changes]
+    model = build_model(shapes_config(*changes), SHAPES, build_classifier, resumed=bool(saved))
+    records = {"records": shape_records(count), "validation": shape_records(5, 100)}
+    return train_classifier(model, **records, output=output, verbose=0, saved=saved, stop=stop)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was not disturbed, with all its checkpoints."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "KEPT", 100)
+        history = train_shapes(folder)
+    return folder, history.history
+
+
+def copy_until(run, folder, epoch, step):
+    """A copy of a run as it was when a checkpoint had just been written."""
+    shutil.copytree(run, folder)
+    for path in checkpoint_files(folder):
+        header = read_checkpoint(path)[1]
+        if (header["epoch"], header["step"]) > (epoch, step):
+            path.unlink()
+    for name in ("history.csv", "steps.csv", "curves.png", "best.weights.h5", "last.weights.h5"):
+        (folder / name).unlink()  # all of them come from the checkpoint
+    return folder
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------------ killed, resumed
+
+KILLED = """
+import os, pathlib, signal, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from benchmarks import kill_resume
+from frcnn import backend, checkpoints, files, run_folder
+
+folder = pathlib.Path(sys.argv[1])
+real_fsync, real_replace, real_end = os.fsync, os.replace, run_folder.RunFolder.on_train_batch_end
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(calls, real):
+    count = iter(range(calls))
+    return lambda *arguments: real(*arguments) if next(count, None) is not None else die()
+
+kills = {
+    "between two steps": lambda: setattr(run_folder.RunFolder, "on_train_batch_end", after(5, real_end)),
+    "in a half written checkpoint": lambda: setattr(os, "fsync", after(4, real_fsync)),
+    "before a checkpoint gets its name": lambda: setattr(os, "replace", after(6, real_replace)),
+    "in validation": lambda: setattr(run_folder.RunFolder, "on_test_begin", die),
+    "not at all": lambda: None,
+}
+
+def attempt(name, run):
+    child = os.fork()
+    if not child:
+        kills[name]()
+        saved = checkpoints.newest_checkpoint(run)[:2] if checkpoints.checkpoint_files(run) else None
+        backend.make_deterministic(0)
+        kill_resume.train_classifier(run, saved)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(name, status, *(path.stem for path in checkpoints.checkpoint_files(run)), flush=True)
+    assert os.WTERMSIG(status) == (0 if name == "not at all" else signal.SIGKILL), name
+
+attempt("not at all", folder / "undisturbed")
+for name in kills:
+    attempt(name, folder / "killed")
+drafts = [path.name for path in folder.glob("killed/**/.*.tmp*")]
+assert not drafts, drafts
+print(kill_resume.compare(folder / "undisturbed", folder / "killed") or "equal")
+"""
+
+
+def test_a_run_killed_four_times_is_the_undisturbed_one_bit_for_bit(tmp_path):
+    """With the trace of the losses, all measures of the epochs and the weights, best and last."""
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path)]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines()[-1] == "equal", result.stdout
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (0, STEPS - 1), (1, 0), (1, 2), (2, 0)])
+def test_a_run_goes_on_from_any_checkpoint(run, tmp_path, epoch, step):
+    """From the first step, the last one before validation, the start of an epoch, its middle, the end of the run."""
+    folder, history = run
+    again = copy_until(folder, tmp_path / "again", epoch, step)
+    *saved, _ = newest_checkpoint(again)
+    assert (saved[1]["epoch"], saved[1]["step"]) == (epoch, step)
+    found = train_shapes(again, saved=saved)
+    assert found.epoch == [0, 1] and set(found.history) == set(history)
+    # TensorFlow adds in any order unless told otherwise: not to the last bit here.
+    for name in ("loss", "accuracy", "val_loss"):
+        assert found.history[name] == pytest.approx(history[name], rel=1e-3), name
+    steps, expected = read_csv(again / "steps.csv"), read_csv(folder / "steps.csv")
+    assert [(row["epoch"], row["step"]) for row in steps] == [(str(e), str(s)) for e in (0, 1) for s in range(STEPS)]
+    for row, other in zip(steps, expected, strict=True):
+        assert float(row["mean_loss"]) == pytest.approx(float(other["mean_loss"]), rel=1e-3)
+    assert (again / "curves.png").exists() and len(read_csv(again / "history.csv")) == 2
+    assert len(checkpoint_files(again)) == (2 if epoch < 2 else len(checkpoint_files(folder)))
+
+
+def test_the_trace_gives_each_steps_own_loss(run):
+    rows = read_csv(run[0] / "steps.csv")
+    assert list(rows[0]) == ["epoch", "step", "loss", "mean_loss"]
+    for epoch in "01":
+        part = [row for row in rows if row["epoch"] == epoch]
+        means = np.cumsum([float(row["loss"]) for row in part]) / np.arange(1, STEPS + 1)
+        np.testing.assert_allclose([float(row["mean_loss"]) for row in part], means, rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_holds_what_changes_in_training(run):
+    arrays, header = read_checkpoint(checkpoint_files(run[0])[-1])
+    assert int(arrays["optimizer/0"]) == 2 * STEPS  # iterations
+    assert len(arrays["losses"]) == 2 * STEPS and len(header["rows"]) == 2
+    assert header["versions"]["keras"] == keras.__version__ and header["class_names"] == list(SHAPES)
+    groups = {name.partition("/")[0] for name in arrays}
+    assert groups == {"losses", "weights", "optimizer", "metrics"}
+
+
+def test_other_pictures_are_refused(run, tmp_path):
+    again = copy_until(run[0], tmp_path / "again", 0, 2)
+    with pytest.raises(ValueError, match="was trained on other pictures, sizes or boxes"):
+        train_shapes(again, saved=newest_checkpoint(again)[:2], count=15)
+
+
+def test_patience_counts_across_an_interruption(run, tmp_path):
+    """A learning rate that changes nothing: no epoch is better than the first."""
+    changes = ["train.epochs=9", "train.patience=3", "train.learning_rate=1e-12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "KEPT", 100)
+        assert len(train_shapes(tmp_path / "run", *changes).epoch) == 4
+    again = copy_until(tmp_path / "run", tmp_path / "again", 2, 1)
+    assert len(train_shapes(again, *changes, saved=newest_checkpoint(again)[:2]).epoch) == 4
+    # And then it is finished: nothing is trained any more.
+    before = (again / "steps.csv").read_bytes()
+    assert len(train_shapes(again, *changes, saved=newest_checkpoint(again)[:2]).epoch) == 4
+    assert (again / "steps.csv").read_bytes() == before
+
+
+# ----------------------------------------------------------------------------------------------------- faults
+
+
+def failing(monkeypatch, error, calls):
+    """Let the writes of these numbers, counted from 0, fail; returns the list of all that were tried."""
+    tried, real = [], os.replace
+
+    def replace(source, target):
+        tried.append(Path(target).name)
+        if len(tried) - 1 in calls:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr("frcnn.files.os.replace", replace)
+    return tried
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full disk", "read-only"])
+def test_training_goes_on_when_nothing_can_be_written_and_tries_again(tmp_path, monkeypatch, number):
+    """The config is written; then all fails from the second checkpoint on, up to the middle of the second epoch."""
+    tried = failing(monkeypatch, OSError(number, os.strerror(number)), range(4, 14))
+    with pytest.warns(UserWarning, match=f"{os.strerror(number)}.*training goes on") as warned:
+        train_shapes(tmp_path / "run")
+    assert len([warning for warning in warned if "training goes on" in str(warning.message)]) == 1
+    assert len(tried) > 14
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"best.weights.h5", "last.weights.h5", "curves.png"}
+    assert [path.stem[-7:] for path in checkpoint_files(tmp_path / "run")] == ["0000003", "0000000"]
+    assert len(read_csv(tmp_path / "run" / "history.csv")) == 2
+    assert not list((tmp_path / "run").glob("**/.*.tmp*"))
+
+
+def test_the_last_good_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):
+    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"), range(4, 1000))
+    with (
+        pytest.warns(UserWarning, match="training goes on"),
+        pytest.raises(ValueError, match=r"the results could not be written .*No space left.*: make room, then resume"),
+    ):
+        train_shapes(tmp_path / "run")
+    monkeypatch.undo()
+    *saved, damaged = newest_checkpoint(tmp_path / "run")
+    assert (saved[1]["step"], damaged) == (2, [])
+    assert len(train_shapes(tmp_path / "run", saved=saved).epoch) == 2
+    assert (tmp_path / "run" / "best.weights.h5").exists()
+
+
+def test_the_best_weights_that_found_no_room_are_written_later(tmp_path, monkeypatch):
+    """The second epoch, with a learning rate that spoils everything, is worse; the weights are those of the first."""
+    kept, best = [], {}
+
+    def save(model, path):
+        if path.name == "best.weights.h5" and not kept:
+            kept.extend(np.array(values) for values in model.get_weights())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        best[path.name] = [np.array(values) for values in model.get_weights()]
+
+    monkeypatch.setattr("frcnn.run_folder.save_weights", save)
+    monkeypatch.setattr("frcnn.run_folder.best_epoch", lambda rows, monitor: 0)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        train_shapes(tmp_path / "run")
+    assert all(np.array_equal(one, other) for one, other in zip(best["best.weights.h5"], kept, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(best["last.weights.h5"], kept))
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path):
+    class Vanish(Stop):
+        calls = 0
+
+        def check(self):
+            self.calls += 1
+            if self.calls == 3:
+                shutil.rmtree(tmp_path / "run")
+
+    train_shapes(tmp_path / "run", stop=Vanish())
+    assert load_run_config(tmp_path / "run", "classifier")[1] == SHAPES
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+        "best.weights.h5", "last.weights.h5", "history.csv", "steps.csv", "environment.json", "checkpoints"
+    }  # fmt: skip
+    assert newest_checkpoint(tmp_path / "run")[1]["epoch"] == 2
+
+
+def test_a_second_training_in_the_folder_is_refused(run, tmp_path):
+    again = copy_until(run[0], tmp_path / "again", 0, 2)
+    before = [path.name for path in checkpoint_files(again)]
+    with lock_run(again), pytest.raises(ValueError, match=f"trained in by process {os.getpid()} on"):
+        train_shapes(again, saved=newest_checkpoint(again)[:2])
+    assert [path.name for path in checkpoint_files(again)] == before
+
+
+# ---------------------------------------------------------------------------------------------------- signals
+
+
+def test_a_signal_in_a_step_saves_that_step(tmp_path):
+    class Signal(Stop):
+        def check(self):
+            self.signal = signal.SIGTERM if checkpoint_files(tmp_path / "run") else None
+            super().check()
+
+    with pytest.raises(Interrupted, match="terminated") as caught:
+        train_shapes(tmp_path / "run", stop=Signal())
+    assert caught.value.status == 143
+    header = newest_checkpoint(tmp_path / "run")[1]
+    assert (header["epoch"], header["step"]) == (0, 1)
+    assert len(train_shapes(tmp_path / "run", saved=newest_checkpoint(tmp_path / "run")[:2]).epoch) == 2
+
+
+def test_a_signal_asks_for_a_checkpoint_that_would_not_be_due(tmp_path):
+    stop = Stop()
+    stop.signal = signal.SIGINT
+    with pytest.raises(Interrupted, match="interrupted"):
+        train_shapes(tmp_path / "run", "train.checkpoint_minutes=100", stop=stop)
+    assert newest_checkpoint(tmp_path / "run")[1]["step"] == 1
+
+
+def test_a_signal_in_validation_ends_it_at_once_and_the_epoch_is_not_lost(tmp_path, monkeypatch):
+    stop, awaited = Stop(), []
+
+    def interrupt(*_, **__):
+        awaited.append(stop.awaited)
+        stop.handle(signal.SIGTERM)
+
+    monkeypatch.setattr("frcnn.run_folder.RunFolder.on_test_batch_end", interrupt, raising=False)
+    with pytest.raises(Interrupted):
+        train_shapes(tmp_path / "run", "train.checkpoint_minutes=100", stop=stop)
+    header = newest_checkpoint(tmp_path / "run")[1]
+    assert awaited == [False] and (header["epoch"], header["step"]) == (0, STEPS - 1)
+
+
+# -------------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """Two epochs of two steps of the tiny detector, with all checkpoints; a validation box is difficult, one a crowd."""
+    folder = tmp_path_factory.mktemp("detector")
+    records = write_tiny_pictures(folder / "pictures")
+    hard = type(records[0])(records[0].path, records[0].size, records[0].boxes, records[0].labels, [1, 0], [0, 1])
+    model = build_model(tiny_config("train.epochs=2", "train.checkpoint_minutes=1e-9"), CLASS_NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "KEPT", 100)
+        history = train_model(model, records, validation=[hard], output=folder / "run", verbose=0)
+    return folder / "run", history.history
+
+
+def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeypatch):
+    folder, history = detector
+    again = copy_until(folder, tmp_path / "again", 1, 1)
+    newest = checkpoint_files(again)[-1]
+    later = newest.with_name("epoch-00009-step-0000000.ckpt")
+    later.write_bytes(newest.read_bytes()[:-100])
+    seen = {}
+
+    def train(model, records, *, validation, **settings):
+        seen.update(records=records, validation=validation)
+        return train_model(model, records, validation=validation, **settings)
+
+    monkeypatch.setattr("frcnn.training.train_model", train)
+    monkeypatch.setattr("frcnn.checkpoints.KEPT", 1)
+    assert main(["train", "--resume", str(again), "data.workers=2", "train.checkpoint_minutes=5"]) == 0
+    out = capsys.readouterr().out
+    assert f"note: {later} is damaged or only half written: its checksum is wrong; the one before is taken" in out
+    assert "resumed at epoch 2, step 2" in out and "2 epochs in " in out
+    assert (seen["validation"][0].difficult.tolist(), seen["validation"][0].crowd.tolist()) == (
+        [True, False],
+        [False, True],
+    )
+    for row, expected in zip(read_csv(again / "history.csv"), zip(*history.values()), strict=True):
+        for name, value in zip(history, expected):
+            if name not in ("pictures_per_second", "data_wait", "val_map"):
+                assert float(row[name]) == pytest.approx(value, rel=1e-2), name
+    records, _ = read_records(again / "train.txt", class_names=CLASS_NAMES)
+    assert len(records) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "x.txt", "--num_epochs", "3"], ["leave out path, num_epochs"]),
+        (["train.epochs=7"], ["train.epochs 2 (now 7)", "only data.workers"]),
+    ],
+    ids=str,
+)
+def test_what_a_resumed_run_cannot_take(detector, capsys, arguments, words):
+    assert main(["train", "--resume", str(detector[0]), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words)
+
+
+def test_changed_files_of_a_run_are_sentences(detector, tmp_path, capsys):
+    folder = tmp_path / "run"
+
+    def sentence():
+        assert main(["train", "--resume", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "is no run folder that could be resumed" in sentence()
+    shutil.copytree(detector[0], folder)
+    text = (folder / "train.txt").read_text()
+    (folder / "train.txt").write_text("\n".join(text.splitlines()[1:]))
+    assert "was trained on other pictures, sizes or boxes than its train.txt" in sentence()
+    (folder / "train.txt").write_text(text.replace("/0.png", "/gone.png"))
+    assert "gone.png" in sentence()
+    (folder / "train.txt").write_text(text)
+    shutil.rmtree(folder / "checkpoints")
+    assert "holds no checkpoint: nothing can be resumed" in sentence()
+    assert compare(detector[0], folder) == ""  # and nothing was touched
