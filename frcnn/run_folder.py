@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import io
 import time
 import warnings
 
@@ -49,7 +50,7 @@ class RunFolder(keras.callbacks.Callback):
         self.describe, self.validated, self.keep, self.stop = describe, validated, keep or {}, stop or Stop()
         self.epoch, self.step, self.rows, self.losses, self.error = 0, 0, [], [], None
         self._trained = model  # `self.model` puts JAX's state back into the model, which costs time in each step
-        self._metrics, self._unsaved_best, self._written = None, None, time.monotonic()
+        self._metrics, self._best, self._written = None, None, time.monotonic()
 
     # ------------------------------------------------------------------------------------------------- resuming
 
@@ -77,7 +78,7 @@ class RunFolder(keras.callbacks.Callback):
         self.epoch, self.step, self.rows = header["epoch"], header["step"], header["rows"]
         self.losses, self._metrics = arrays["losses"].tolist(), arrays if self.step else None
         if self.rows and not self.step:  # the run may have ended before it wrote them
-            self._tolerate(self._write_results)
+            self._write_epoch()
 
     def set_params(self, params):
         """Let Keras's progress bar count to the end of the run, also in a first `fit` that ends with its epoch."""
@@ -105,7 +106,7 @@ class RunFolder(keras.callbacks.Callback):
         minutes = (time.monotonic() - self._written) / 60
         is_due = minutes >= self._trained.config.train.checkpoint_minutes
         if is_due or self.stop.signal or (self.validated and self.step == self.steps - 1):
-            self._tolerate(self._write_checkpoint)
+            self._tolerate(self._write_checkpoint, self._write_best)
         self.stop.check()
 
     def on_test_begin(self, logs=None):
@@ -116,7 +117,7 @@ class RunFolder(keras.callbacks.Callback):
         self.stop.awaited = True
         self.rows.append({name: float(value) for name, value in logs.items()})
         self.epoch, self.step = epoch + 1, 0
-        self._tolerate(self._write_checkpoint, self._write_results)
+        self._write_epoch(self._write_checkpoint)
         if is_finished(self.rows, self.monitor, self.model.config.train):
             self.model.stop_training = True
         else:
@@ -142,6 +143,12 @@ class RunFolder(keras.callbacks.Callback):
             )
         self.error, self._written = error, time.monotonic()
 
+    def _write_epoch(self, *first):
+        """Write what an epoch that has just ended gives; `first` goes first."""
+        if best_epoch(self.rows, self.monitor) == len(self.rows) - 1:
+            self._best = _weights(self.model)
+        self._tolerate(*first, self._write_tables, self._write_best, self._write_last)
+
     def _write_checkpoint(self):
         arrays = {"losses": np.array(self.losses), **self.keep}
         for name, variables in _variables(self.model).items():
@@ -151,26 +158,25 @@ class RunFolder(keras.callbacks.Callback):
         header |= {"deterministic": getattr(self._trained, "deterministic", False)}
         write_checkpoint(self.output, arrays, {**header, "config": self._trained.config.model_dump(mode="json")})
 
-    def _write_results(self):
+    def _write_tables(self):
         _write_csv(self.output / "history.csv", [{"epoch": epoch, **row} for epoch, row in enumerate(self.rows)])
         _write_csv(self.output / "steps.csv", _step_rows(self.losses, self.steps))
         plot_history(self.output / "history.csv", self.output / "curves.png")
+
+    def _write_last(self):
         save_weights(self.model, self.output / "last.weights.h5")
-        self._write_best()
 
     def _write_best(self):
-        path = self.output / "best.weights.h5"
-        if best_epoch(self.rows, self.monitor) == len(self.rows) - 1:
-            self._unsaved_best = [np.array(values) for values in self.model.get_weights()]
-            save_weights(self.model, path)
-        elif self._unsaved_best:  # there was no room for them when they were the model's
-            now = [np.array(values) for values in self.model.get_weights()]
-            self.model.set_weights(self._unsaved_best)
-            try:
-                save_weights(self.model, path)
-            finally:
-                self.model.set_weights(now)
-        self._unsaved_best = None
+        """Write the weights of the best epoch, if they are not written yet; it may lie back, with no room then."""
+        if self._best is None:
+            return
+        now = _weights(self.model)
+        self.model.set_weights(self._best)
+        try:
+            save_weights(self.model, self.output / "best.weights.h5")
+        finally:
+            self.model.set_weights(now)
+        self._best = None
 
 
 def versions():
@@ -179,17 +185,25 @@ def versions():
     return {name: importlib.metadata.version(name) for name in packages}
 
 
+class _Memory(io.BytesIO):
+    """A file of weights in memory, by a name that Keras takes."""
+
+    def __str__(self):
+        return "memory.weights.h5"
+
+
 def save_weights(model, path):
     """Write the weights of a model to a .weights.h5 file that takes the place of `path` once it is whole.
+
+    By way of memory: HDF5 that runs out of disk cannot close its file any more, and ends the process in the end.
 
     Raises:
         OSError: it could not be written.
     """
-    with draft_of(path) as draft:
-        try:
-            model.save_weights(draft)
-        except RuntimeError as error:  # what HDF5 makes of a full disk when it closes a file
-            raise OSError(str(error).splitlines()[0]) from error
+    memory = _Memory()
+    model.save_weights(memory)
+    with draft_of(path) as draft, open(draft, "wb") as file:
+        file.write(memory.getbuffer())
 
 
 def _variables(model):
@@ -199,6 +213,10 @@ def _variables(model):
         "optimizer": model.optimizer.variables,
         "metrics": model.metrics_variables,
     }
+
+
+def _weights(model):
+    return [np.array(values) for values in model.get_weights()]  # PyTorch's would change in place
 
 
 def _array(variable):

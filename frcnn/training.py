@@ -163,7 +163,8 @@ def fit_model(
             if model.stop_training:
                 break
     if run.error:
-        raise ValueError(f"{output}: the results could not be written ({run.error}): make room, then resume the run")
+        reason = run.error.strerror or run.error
+        raise ValueError(f"{output}: the results could not be written ({reason}): make room, then resume the run")
     model.history.epoch, model.history.history = list(range(len(run.rows))), run.history()
     return model.history
 

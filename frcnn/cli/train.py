@@ -82,10 +82,16 @@ def run(arguments):
 def describe_start(model, saved):
     """What a training begins with, as a sentence; `saved`: arrays and header of a checkpoint, or None."""
     from frcnn.checkpoints import is_finished
+    from frcnn.run_folder import versions
 
     if not saved:
         return model.weights_report or "random initial weights"
-    header = saved[1]
+    header, now = saved[1], versions()
+    changed = [
+        f"{name} {old} (now {now.get(name)})" for name, old in header["versions"].items() if old != now.get(name)
+    ]
+    if changed:
+        print(f"note: the run began with {', '.join(changed)}: from here on it differs from an undisturbed one")
     if is_finished(header["rows"], header["monitor"], model.config.train):
         return f"this run is finished: {len(header['rows'])} epochs are done"
     return f"resumed at epoch {header['epoch'] + 1}, step {header['step'] + 1}"
