@@ -27,10 +27,6 @@ from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures
 pytestmark = pytest.mark.tensorflow
 
 
-# Keras closes history.csv at the end of a run that ends well only.
-leaves_a_file_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-
 @pytest.fixture(autouse=True)
 def no_thread_is_left_behind():
     yield
@@ -279,7 +275,6 @@ def test_a_folder_that_holds_a_run_is_refused(run):
     assert (folder / "config.yaml").stat().st_mtime_ns == before
 
 
-@leaves_a_file_open
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pictures(tmp_path):
     records = write_tiny_pictures(tmp_path)
     config = tiny_config("train.learning_rate=1e30", "train.clip_norm=1e30", "train.epochs=3")
@@ -291,7 +286,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pictures(tmp_path)
     assert not list((tmp_path / "run").glob("*.h5"))
 
 
-@leaves_a_file_open
 def test_a_picture_that_has_gone_is_named(tmp_path):
     records = write_tiny_pictures(tmp_path)
     config = tiny_config("train.epochs=2")
