@@ -6,6 +6,7 @@ them anew, where the models are meant to have changed: `python -m tests.test_bac
 """
 
 import json
+import signal
 import zlib
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 
 from frcnn.backend import top_k, training_data
+from frcnn.checkpoints import newest_checkpoint
+from frcnn.classification import train_classifier
 from frcnn.cli import main
 from frcnn.config import save_config
 from frcnn.models.classifier import build_classifier
 from frcnn.models.detector import LOSSES, build_detector, detection_model
 from frcnn.ops.nms import non_max_suppression
 from frcnn.optimizer import build_optimizer
+from frcnn.stopping import Interrupted, Stop
 from tests.oracles.nms import greedy_nms
-from tests.oracles.shapes import draw_shape, shapes_config
+from tests.oracles.shapes import SHAPES, draw_shape, shape_records, shapes_config
 from tests.oracles.tensors import array, bound, tensor
 from tests.oracles.tiny import CLASS_NAMES, tiny_batch, tiny_config, write_tiny_pictures
 
@@ -128,6 +132,37 @@ def test_a_classifier_agrees():
         assert set(found) == set(golden)
         for name, rtol in (("probabilities", 1e-4), ("fit_loss", 1e-3), ("fit_accuracy", 0), ("moved", 0.02)):
             np.testing.assert_allclose(found[name], golden[name], rtol=rtol, err_msg=name)
+
+
+def test_a_run_stopped_within_an_epoch_goes_on(tmp_path):
+    """Weights, statistics, momentum, iterations and the means of the epoch, as if nothing had happened."""
+
+    class StopAt(Stop):
+        def __init__(self, step):
+            super().__init__()
+            self.steps = step
+
+        def check(self):
+            self.steps -= 1
+            self.signal = None if self.steps else signal.SIGTERM
+            super().check()
+
+    def train(folder, stop=None, saved=None):
+        model = build_classifier(shapes_config("train.epochs=2", "train.checkpoint_minutes=1e-9"), SHAPES)
+        records = {"records": shape_records(12), "validation": shape_records(4, 100)}
+        history = train_classifier(model, **records, output=tmp_path / folder, verbose=0, stop=stop, saved=saved)
+        return history.history, named_weights(model.weights)
+
+    history, weights = train("undisturbed")
+    with pytest.raises(Interrupted):
+        train("stopped", StopAt(2))  # of three steps
+    *saved, _ = newest_checkpoint(tmp_path / "stopped")
+    assert (saved[1]["epoch"], saved[1]["step"]) == (0, 2)
+    again, found = train("stopped", saved=saved)
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert again[name] == pytest.approx(history[name], rel=1e-4), name
+    for name, weight in found.items():
+        np.testing.assert_allclose(array(weight.value), array(weights[name].value), rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_kept_indices_are_exactly_those_of_nested_loops():

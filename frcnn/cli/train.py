@@ -162,7 +162,10 @@ def _resume(arguments):
         raise ValueError(f"--resume takes pictures, classes and config from {run}: leave out {', '.join(given)}")
     _check_places(arguments, run)
     config, class_names, arrays, header = load_checkpoint(arguments, "detector")
-    parts = [read_records(run / f"{part}.txt", "simple", class_names)[0] for part in ("train", "validation")]
+    parts = []
+    for path in (run / "train.txt", run / "validation.txt"):
+        is_empty = path.stat().st_size == 0  # nothing to validate on: no annotation file otherwise
+        parts.append([] if is_empty else read_records(path, "simple", class_names)[0])
     return run, config, parts[0], class_names, with_flags(parts[1], arrays), (arrays, header)
 
 
