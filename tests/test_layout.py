@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "frcnn").rglob("*.py"))
 BACKENDS = {"tensorflow", "jax", "torch"}
 # What each part may not name. A part that is not here may import everything but the backends.
-RUNS = ("frcnn.training", "frcnn.optimizer", "frcnn.classification", "frcnn.inference")
+RUNS = ("frcnn.training", "frcnn.run_folder", "frcnn.optimizer", "frcnn.classification", "frcnn.inference")
 KERAS_SIDE = ("keras", "frcnn.backend", "frcnn.ops", "frcnn.models", "frcnn.weights", "frcnn.weight_files", *RUNS)
 FILES_SIDE = ("frcnn.data", "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize")
 COMMANDS = ("frcnn.cli", "argparse")
@@ -25,6 +25,8 @@ FORBIDDEN = {
     "frcnn.evaluation": (*KERAS_SIDE, *COMMANDS, "frcnn.data", "frcnn.outputs", "frcnn.plots", "frcnn.visualize"),
     "frcnn.records": (*KERAS_SIDE, *COMMANDS, "frcnn.config", "frcnn.evaluation", "frcnn.outputs"),  # it may draw
     "frcnn.files": ("keras", "frcnn", "argparse"),
+    "frcnn.checkpoints": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),
+    "frcnn.stopping": ("keras", "frcnn", "argparse"),
     "frcnn.schema": ("keras", "frcnn", "argparse"),
     "frcnn.config": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),
     "frcnn.legacy": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS, "frcnn.config", "pickle", "importlib"),
@@ -36,7 +38,9 @@ OPS_MAY_IMPORT = {"keras", "numpy", "frcnn.backend", "frcnn.ops"} | sys.stdlib_m
 LIGHT = [
     path
     for path in FILES
-    if re.match(r"(data|eval|cli|records|config|files|legacy|doctor|visualize|__init__)", path.parts[1])
+    if re.match(
+        r"(data|eval|cli|records|config|checkpoints|stopping|files|legacy|doctor|visualize|__init__)", path.parts[1]
+    )
 ]
 
 every_file = pytest.mark.parametrize("path", FILES, ids=str)
