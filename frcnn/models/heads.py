@@ -2,7 +2,16 @@
 
 import keras
 
+from frcnn import backend
 from frcnn.models.resnet import ConvNorm, layer_seed, resnet_stage
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class Conv(keras.layers.Conv2D):
+    """A convolution of stride 1 with a bias, padded with zeros to keep the size, by `backend.convolve`."""
+
+    def call(self, x, training=False):
+        return keras.ops.add(backend.convolve(x, keras.ops.cast(self.kernel, x.dtype), training), self.bias)
 
 
 def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", seed=0, convolutions=1):
@@ -23,17 +32,11 @@ def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", see
     three_by_three = {"kernel_size": 3, "padding": "same"}
     for number in range(1, convolutions + 1):
         own_seed = seed if number == 1 else seed + 3 + number  # those between are the predictors'
-        x = _dense_or_conv(keras.layers.Conv2D, f"rpn_conv{number}", channels, 0.01, dtype, own_seed, **three_by_three)(
-            x
-        )
+        x = _dense_or_conv(Conv, f"rpn_conv{number}", channels, 0.01, dtype, own_seed, **three_by_three)(x)
         x = keras.layers.ReLU(name=f"rpn_conv{number}_relu", dtype=dtype)(x)
     one_by_one = {"dtype": "float32", "kernel_size": 1}
-    logits = _dense_or_conv(keras.layers.Conv2D, "rpn_out_class", anchors_per_cell, 0.01, seed=seed + 1, **one_by_one)(
-        x
-    )
-    deltas = _dense_or_conv(
-        keras.layers.Conv2D, "rpn_out_regress", 4 * anchors_per_cell, 0.01, seed=seed + 2, **one_by_one
-    )(x)
+    logits = _dense_or_conv(Conv, "rpn_out_class", anchors_per_cell, 0.01, seed=seed + 1, **one_by_one)(x)
+    deltas = _dense_or_conv(Conv, "rpn_out_regress", 4 * anchors_per_cell, 0.01, seed=seed + 2, **one_by_one)(x)
     logits = keras.layers.Reshape((-1,), name="rpn_logits", dtype="float32")(logits)
     deltas = keras.layers.Reshape((-1, 4), name="rpn_deltas", dtype="float32")(deltas)
     return keras.Model(features, [logits, deltas], name="rpn")
@@ -97,9 +100,7 @@ def conv_or_conv_norm(x, name, filters, kernel_size, spec, norm_spec=None):
         seed = layer_seed(spec, name)
         return ConvNorm(filters, kernel_size, norm=norm_spec.norm, seed=seed, name=name, dtype=spec.dtype)(x)
     initializer = _xavier(spec, name)
-    return keras.layers.Conv2D(
-        filters, kernel_size, padding="same", kernel_initializer=initializer, name=name, dtype=spec.dtype
-    )(x)
+    return Conv(filters, kernel_size, padding="same", kernel_initializer=initializer, name=name, dtype=spec.dtype)(x)
 
 
 def _xavier(spec, name):
