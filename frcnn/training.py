@@ -3,15 +3,13 @@
 import contextlib
 import functools
 import importlib.util
-import json
-import platform
 import threading
 import time
 from pathlib import Path
 
 import keras
 
-from frcnn import backend
+from frcnn import backend, memory
 from frcnn.config import save_config
 from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
 from frcnn.data.readers.annotation_text import write_annotations
@@ -21,6 +19,7 @@ from frcnn.models.detector import build_detector, detection_model
 from frcnn.models.resnet import ConvNorm
 from frcnn.optimizer import build_optimizer
 from frcnn.plots import plot_history
+from frcnn.run_card import RunCard
 from frcnn.weights import flat_layers, load_weights, prepare
 
 STAGES = 5
@@ -30,8 +29,8 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     """Train a detector and write its run folder.
 
     The folder holds config.yaml, config.pickle (with the class names), train.txt and validation.txt (the split),
-    environment.json, history.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP) and, where the
-    package tensorboard is installed, its logs.
+    card.json and card.html (`RunCard`), history.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP)
+    and, where the package tensorboard is installed, its logs.
 
     Args:
         config: `frcnn.Config`; the run folder holds it as `build_model` settled it.
@@ -49,6 +48,7 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     Raises:
         ValueError: the output holds a run already, there are too few pictures to split, or weights do not fit.
         FloatingPointError: the loss was not finite; the message names the files of the batch.
+        MemoryError: memory ran out; the message says how much it takes, and which fields to lower.
     """
     refuse_finished(output)
     model = build_model(config, class_names)
@@ -98,8 +98,9 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
     write_run_files(output, model)
     write_annotations(output / "train.txt", records, model.class_names)
     write_annotations(output / "validation.txt", validation, model.class_names)
-    score = {"monitor": "val_map", "mean_ap": _mean_ap_of(validation)} if validation else {}
-    return fit_model(model, records, validation, output, verbose, make_batch, **score)
+    found = []
+    score = {"monitor": "val_map", "mean_ap": _mean_ap_of(validation, found)} if validation else {}
+    return fit_model(model, records, validation, output, verbose, make_batch, found, **score)
 
 
 def compile_model(model, records, **settings):
@@ -113,7 +114,7 @@ def _steps_in_an_epoch(config, records):
     return len(plan_epoch(records, config.train.batch_size, config.train.seed, 0, repeat_threshold=threshold))
 
 
-def fit_model(model, records, validation, output, verbose, make, **score):
+def fit_model(model, records, validation, output, verbose, make, found=(), **score):
     """Train a compiled model on the batches of `training_batches`.
 
     Args:
@@ -121,6 +122,7 @@ def fit_model(model, records, validation, output, verbose, make, **score):
         records, validation: lists of records; validation may be empty.
         output, verbose: as in `train`.
         make: makes a batch, see `training_batches`.
+        found: list into which each epoch puts the `Detections` of `validation`, for the card; a classifier has none.
         score: see `build_callbacks`.
 
     Returns:
@@ -130,7 +132,9 @@ def fit_model(model, records, validation, output, verbose, make, **score):
     batches = TimedBatches(training_batches(records, config, config.train.seed, make=make))
     validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
     validation_settings = {}
-    with _closing(batches, validation_batches):
+    card = RunCard(output, records, validation, found, score.get("monitor", "loss"))
+    explained = memory.told_in_a_sentence(model, records, validation)
+    with card.told_of_errors(), explained, _closing(batches, validation_batches):
         if validation:
             validation_settings = {
                 "validation_data": _as_fit_data(validation_batches, validation, config, make),
@@ -140,7 +144,7 @@ def fit_model(model, records, validation, output, verbose, make, **score):
             _as_fit_data(batches, records, config, make),
             epochs=config.train.epochs,
             steps_per_epoch=_steps_in_an_epoch(config, records),
-            callbacks=build_callbacks(output, config, records, batches, **score),
+            callbacks=[*build_callbacks(output, config, records, batches, **score), card],
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled
             **validation_settings,
@@ -182,7 +186,7 @@ class TimedBatches:
         with self._lock:
             try:
                 batch = next(self._batches)
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 self.error = error
                 raise
         self.seconds += time.perf_counter() - start
@@ -234,12 +238,12 @@ class EpochReport(keras.callbacks.Callback):
             logs["val_map"] = self.mean_ap(self.model)
 
 
-def _mean_ap_of(validation):
-    """A function of the training model: its mAP on these records."""
+def _mean_ap_of(validation, found):
+    """A function of the training model: its mAP on these records; what it finds there is left in the list `found`."""
     twin = functools.cache(detection_model)  # JAX would compile each new one
 
     def mean_ap(model):
-        found = detect(twin(model), [record.path for record in validation])
+        found[:] = detect(twin(model), [record.path for record in validation])
         return evaluate(validation, found, model.class_names, metric="voc12").mean_ap
 
     return mean_ap
@@ -310,21 +314,6 @@ def build_callbacks(output, config, records, batches, monitor="loss", mean_ap=No
 
 
 def write_run_files(output, model, kind="detector"):
-    """Write into a run folder, before training, the config and the environment of its model; see `save_config`."""
+    """Write into a run folder, before training, the config of its model; see `save_config`."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "environment.json").write_text(json.dumps(_environment(model), indent=2) + "\n")
     save_config(model.config, output, model.class_names, kind)
-
-
-def _environment(model):
-    import importlib.metadata
-
-    packages = ("frcnn", "keras", keras.backend.backend(), "numpy", "opencv-python-headless")
-    return {
-        "seed": model.config.train.seed,
-        "initial_weights": str(getattr(model, "weights_report", None) or "random").splitlines(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": backend.device_name(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }

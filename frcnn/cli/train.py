@@ -46,7 +46,7 @@ def run(arguments):
     _check_places(arguments, output)
     records, class_names, validation = _read(arguments, config)
 
-    from frcnn import backend, training
+    from frcnn import backend, memory, training
     from frcnn.models.detector import dtype_policy
 
     training.refuse_finished(output)
@@ -54,11 +54,12 @@ def run(arguments):
     model = training.build_model(config, class_names)
     numbers = f"{dtype_policy(config.train.precision)}, {model.config.model.norm} normalisation"
     print(f"{device}, {numbers}; run folder {output}")
-    print(model.weights_report or "random initial weights", flush=True)
+    print(model.weights_report or "random initial weights")
+    print(memory.describe_need(model, records, validation), flush=True)
     verbose = 1 if sys.stdout.isatty() else 2
     try:
         history = training.train_model(model, records, validation=validation, output=output, verbose=verbose)
-    except (KeyboardInterrupt, FloatingPointError):
+    except (KeyboardInterrupt, FloatingPointError, MemoryError):
         _copy_out(arguments, output)  # what the epochs before gave is not lost
         raise
     _say_how_it_went(history.history, time.perf_counter() - start)
