@@ -17,6 +17,7 @@ _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margi
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .15rem .8rem; text-align: right }
 td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 table.facts td { text-align: left; vertical-align: top; overflow-wrap: anywhere }
+table.facts td:first-child { white-space: nowrap }
 h3 small { font-weight: normal; color: #666 } .error { color: #b00020 } .warning { color: #9a6700 }
 li { overflow-wrap: anywhere } pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }
 figure { display: inline-block; vertical-align: top; margin: .5rem; max-width: 100% } img { max-width: 100% }

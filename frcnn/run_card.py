@@ -29,13 +29,15 @@ _RUNNING = "running when this was written; if it is not at work any more, it was
 
 
 class RunCard(keras.callbacks.Callback):
-    """Writes card.json and card.html into a run folder before the first epoch, after each one and at the end.
+    """Writes card.json and card.html into a run folder when the block `written` starts and ends, and after each epoch.
 
     Must stand after what writes history.csv and curves.png. A card that cannot be written is a warning, never an end.
 
     Args:
         output: the run folder, a Path.
+        model: a model with `config` and `class_names`.
         records, validation: lists of records.
+        steps: in an epoch.
         found: list that holds the `Detections` of `validation` once an epoch has measured them; others fill it.
         monitor: the column of history.csv whose highest value is that of the best epoch; of "loss" the lowest.
 
@@ -43,40 +45,35 @@ class RunCard(keras.callbacks.Callback):
         warnings: list of strings that the card shows; who watches the run adds to it.
     """
 
-    def __init__(self, output, records, validation, found=(), monitor="loss"):
+    def __init__(self, output, model, records, validation, steps, found=(), monitor="loss"):
         super().__init__()
-        self.output, self.records, self.validation = output, records, validation
+        self.set_model(model)
+        self.output, self.records, self.validation, self.steps = output, records, validation, steps
         self.found, self.monitor, self.warnings = found, monitor, []
-        self._facts, self._parts, self._small = {}, [], {}
+        self._facts, self._parts, self._small, self._start = {}, [], {}, time.monotonic()
 
-    def on_train_begin(self, logs=None):
-        self._start = time.monotonic()
-        self._write(_RUNNING, first=True)
+    @contextlib.contextmanager
+    def written(self):
+        """The block that trains; an error that ends it is named on the card and goes on."""
+        self._write(_RUNNING)
+        try:
+            yield
+        except BaseException as error:
+            self._write(f"stopped: {str(error) or type(error).__name__}")
+            raise
+        self._write(None)
 
     def on_epoch_end(self, epoch, logs=None):
         self._write(_RUNNING)
 
-    def on_train_end(self, logs=None):
-        self._write(None)
-
-    @contextlib.contextmanager
-    def told_of_errors(self):
-        """Write on the card which error has ended the block; it goes on."""
+    def _write(self, state):
         try:
-            yield
-        except BaseException as error:
-            if self._parts:  # else nothing has begun
-                self._write(f"stopped: {str(error) or type(error).__name__}")
-            raise
-
-    def _write(self, state, first=False):
-        try:
-            if first:
+            if not self._parts:
                 self._facts = describe_run(self.model, self.records, self.validation, self.output)
                 self._continue()
             self._parts[-1]["seconds"] = round(time.monotonic() - self._start, 1)
             card = self._facts | {"parts": self._parts, "warnings": self.warnings}
-            card |= describe_progress(read_history(self.output / "history.csv"), self.monitor, self.params["steps"])
+            card |= describe_progress(read_history(self.output / "history.csv"), self.monitor, self.steps)
             done, planned = card["epochs"], self._facts["config"]["train"]["epochs"]
             card["state"] = state or ("finished" if done == planned else f"stopped after {done} of {planned} epochs")
             card["written"] = _now()
@@ -89,8 +86,10 @@ class RunCard(keras.callbacks.Callback):
 
     def _continue(self):
         """Take over what the card of the parts before says, if this run goes on where another stopped."""
-        path = self.output / "card.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            before = json.loads((self.output / "card.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # there is none yet, or it is damaged
+            before = {}
         self._parts = [*before.get("parts", []), {"started": _now(), "seconds": 0}]
         self.warnings[:0] = before.get("warnings", [])
 
@@ -119,7 +118,7 @@ def describe_run(model, records, validation, output):
     """What is known before the first step, as plain values.
 
     Args:
-        model: a compiled model with `config` and `class_names`.
+        model: with `config` and `class_names`.
         records, validation: lists of `ImageRecord`, or of `LabelledImage`.
         output: the run folder, a Path; a detector's holds train.txt and validation.txt.
     """

@@ -132,9 +132,10 @@ def fit_model(model, records, validation, output, verbose, make, found=(), **sco
     batches = TimedBatches(training_batches(records, config, config.train.seed, make=make))
     validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
     validation_settings = {}
-    card = RunCard(output, records, validation, found, score.get("monitor", "loss"))
+    steps = _steps_in_an_epoch(config, records)
+    card = RunCard(output, model, records, validation, steps, found, score.get("monitor", "loss"))
     explained = memory.told_in_a_sentence(model, records, validation)
-    with card.told_of_errors(), explained, _closing(batches, validation_batches):
+    with card.written(), explained, _closing(batches, validation_batches):
         if validation:
             validation_settings = {
                 "validation_data": _as_fit_data(validation_batches, validation, config, make),
@@ -143,7 +144,7 @@ def fit_model(model, records, validation, output, verbose, make, found=(), **sco
         return model.fit(
             _as_fit_data(batches, records, config, make),
             epochs=config.train.epochs,
-            steps_per_epoch=_steps_in_an_epoch(config, records),
+            steps_per_epoch=steps,
             callbacks=[*build_callbacks(output, config, records, batches, **score), card],
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled

@@ -27,12 +27,10 @@ def a_model(*overrides, class_names=NAMES):
     return SimpleNamespace(config=tiny_config(*overrides), class_names=class_names, weights_report=None)
 
 
-def a_card(output, records=(), validation=(), found=(), monitor="val_map", epochs=3, model=None):
+def a_card(output, records=(), validation=(), found=(), monitor="val_map", model=None):
     output.mkdir(exist_ok=True)
-    card = RunCard(output, list(records), list(validation), found, monitor)
-    card.set_model(model or a_model(f"train.epochs={epochs}"))
-    card.set_params({"epochs": epochs, "steps": 7})
-    return card
+    model = model or a_model("train.epochs=3")
+    return RunCard(output, model, list(records), list(validation), 7, found, monitor)
 
 
 def write_history(output, rows):
@@ -133,18 +131,17 @@ def test_a_history_that_is_not_there_yet(tmp_path):
 def test_the_life_of_a_run(tmp_path):
     output = tmp_path / "run"
     card = a_card(output)
-    card.on_train_begin()
-    found, page = read(output)
-    assert (found["epochs"], found["steps"], len(found["parts"])) == (0, 0, 1)
-    assert "running when this was written" in found["state"] and "it was interrupted" in page
-    for epoch in range(3):
-        write_history(output, epoch + 1)
-        card.warnings.append(f"odd thing {epoch}")
-        card.on_epoch_end(epoch)
-    found, page = read(output)
-    assert "running" in found["state"] and found["epochs"] == 3
-    assert found["warnings"] == ["odd thing 0", "odd thing 1", "odd thing 2"] and "odd thing 1" in page
-    card.on_train_end()
+    with card.written():
+        found, page = read(output)
+        assert (found["epochs"], found["steps"], len(found["parts"])) == (0, 0, 1)
+        assert "running when this was written" in found["state"] and "it was interrupted" in page
+        for epoch in range(3):
+            write_history(output, epoch + 1)
+            card.warnings.append(f"odd thing {epoch}")
+            card.on_epoch_end(epoch)
+        found, page = read(output)
+        assert "running" in found["state"] and found["epochs"] == 3
+        assert found["warnings"] == ["odd thing 0", "odd thing 1", "odd thing 2"] and "odd thing 1" in page
     assert read(output)[0]["state"] == "finished"
 
 
@@ -154,12 +151,10 @@ def test_a_run_that_stops_early_and_goes_on(tmp_path, monkeypatch):
     output = tmp_path / "run"
     for part, rows in enumerate((1, 3)):
         card = a_card(output)
-        card.on_train_begin()
-        card.warnings.append(f"of part {part}")
-        write_history(output, rows)
-        now[0] += 10.5
-        card.on_epoch_end(rows - 1)
-        card.on_train_end()
+        with card.written():
+            card.warnings.append(f"of part {part}")
+            write_history(output, rows)
+            now[0] += 10.5
         assert read(output)[0]["state"] == ("stopped after 1 of 3 epochs", "finished")[part]
     found, page = read(output)
     assert [part["seconds"] for part in found["parts"]] == [10.5, 10.5]
@@ -168,44 +163,40 @@ def test_a_run_that_stops_early_and_goes_on(tmp_path, monkeypatch):
 
 
 def test_an_error_is_on_the_card_and_goes_on(tmp_path):
-    card = a_card(tmp_path / "run")
-    card.on_train_begin()
-    with pytest.raises(FloatingPointError), card.told_of_errors():
-        raise FloatingPointError("the loss is not finite")
-    assert read(tmp_path / "run")[0]["state"] == "stopped: the loss is not finite"
-    with pytest.raises(KeyboardInterrupt), card.told_of_errors():
-        raise KeyboardInterrupt
-    assert read(tmp_path / "run")[0]["state"] == "stopped: KeyboardInterrupt"
-
-
-def test_an_error_before_the_first_step_is_not_the_cards(tmp_path):
-    with warnings.catch_warnings(action="error"), pytest.raises(ValueError, match="no picture"):  # noqa: SIM117
-        with a_card(tmp_path / "run").told_of_errors():
-            raise ValueError("no picture")
-    assert not (tmp_path / "run" / "card.json").exists()
+    for error, state in (
+        (FloatingPointError("the loss is not finite"), "stopped: the loss is not finite"),
+        (KeyboardInterrupt(), "stopped: KeyboardInterrupt"),
+    ):
+        with pytest.raises(type(error)), a_card(tmp_path / "run").written():
+            raise error
+        assert read(tmp_path / "run")[0]["state"] == state
 
 
 def test_a_full_disk_is_a_warning_and_the_card_before_stays(tmp_path, monkeypatch):
-    card = a_card(tmp_path / "run")
-    card.on_train_begin()
-    before = read(tmp_path / "run")
-
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_card, "replacing", full)
-    with pytest.warns(UserWarning, match=r"run: the run card is not written \(.*No space left on device"):
-        card.on_epoch_end(0)
-    assert read(tmp_path / "run") == before
+    card = a_card(tmp_path / "run")
+    with card.written():
+        before = read(tmp_path / "run")
+        with monkeypatch.context() as patch:
+            patch.setattr(run_card, "replacing", full)
+            with pytest.warns(UserWarning, match=r"run: the run card is not written \(.*No space left on device"):
+                card.on_epoch_end(0)
+        assert read(tmp_path / "run") == before
+    assert read(tmp_path / "run") != before
 
 
-def test_a_damaged_card_or_history_is_a_warning(tmp_path):
-    output = tmp_path / "run"
-    card = a_card(output)
-    card.on_train_begin()
-    (output / "history.csv").write_bytes(b"\x00\xff\x00,\n" * 3)
+def test_a_damaged_history_is_a_warning_and_a_damaged_card_is_replaced(tmp_path):
+    card = a_card(tmp_path / "run")
+    (tmp_path / "run" / "history.csv").write_bytes(b"\x00\xff\x00,\n" * 3)
     with pytest.warns(UserWarning, match="the run card is not written"):
         card.on_epoch_end(0)
+    (tmp_path / "run" / "history.csv").unlink()
+    (tmp_path / "run" / "card.json").write_text('{"parts": [{"star')
+    with warnings.catch_warnings(action="error"):
+        a_card(tmp_path / "run").on_epoch_end(0)
+    assert len(read(tmp_path / "run")[0]["parts"]) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- the page
@@ -227,7 +218,7 @@ def test_sample_pictures_show_what_is_annotated_and_what_is_found(tmp_path):
     records = write_tiny_pictures(tmp_path)
     found = []
     card = a_card(tmp_path / "run", validation=records, found=found)
-    card.on_train_begin()
+    card.on_epoch_end(-1)
     assert not jpegs(read(tmp_path / "run")[1])
     found[:] = [detections(record, 0.9 if index else 0.3) for index, record in enumerate(records)]
     write_history(tmp_path / "run", 1)
@@ -252,7 +243,7 @@ def test_no_more_than_six_pictures_spread_over_all(tmp_path):
     paths = [f"p{index:02}.png" for index in range(40)]
     validation = [ImageRecord(path, record.size, record.boxes, record.labels) for path in paths]
     card = a_card(tmp_path / "run", validation=validation, found=list(map(detections, validation)))
-    card.on_train_begin()
+    card.on_epoch_end(0)
     _, page = read(tmp_path / "run")
     assert [path for path in paths if f"{path}: cannot read" in page] == paths[:36:6]
 
@@ -273,7 +264,7 @@ def test_nothing_on_the_page_is_markup_or_comes_from_elsewhere(tmp_path):
     write_history(output, 2)
     (output / "curves.png").write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
     with warnings.catch_warnings(action="error"):
-        card.on_train_begin()
+        card.on_epoch_end(1)
     _, text = read(output)
     page = Page(text)
     assert not page.tags & {"script", "b", "link", "iframe", "object"}
@@ -290,6 +281,6 @@ def test_nothing_on_the_page_is_markup_or_comes_from_elsewhere(tmp_path):
 def test_a_classifiers_card(tmp_path):
     records = [LabelledImage(f"{index}", index % 2, np.full((3, 3), index, np.uint8)) for index in range(5)]
     card = a_card(tmp_path / "run", records[:3], records[3:], monitor="val_accuracy")
-    with warnings.catch_warnings(action="error"):
-        card.on_train_begin()
+    with warnings.catch_warnings(action="error"), card.written():
+        pass
     assert read(tmp_path / "run")[0]["data"]["classes"][0]["train"] == {"boxes": 2, "pictures": 2}
