@@ -180,7 +180,7 @@ def to_html(report):
     """One page, see `frcnn.html_page`."""
     parts = [f"<h1>{as_text(_headline(report))}</h1>"]
     for (severity, kind), problems in _group(report.problems).items():
-        items = "".join(f"<li>{as_text(str(problem))}</li>" for problem in problems[:_MOST_ON_PAGE])
+        items = "".join(f"<li>{as_text(problem)}</li>" for problem in problems[:_MOST_ON_PAGE])
         more = f"<p>... and {len(problems) - _MOST_ON_PAGE} more</p>" if len(problems) > _MOST_ON_PAGE else ""
         cure = f"<small>Cure: {as_text(CURES[kind])}</small>"
         title = f"<span class={severity}>{severity}</span> {kind} ({len(problems)}) {cure}"

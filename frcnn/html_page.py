@@ -36,19 +36,19 @@ def page(title, parts):
 
 
 def as_text(text):
-    """Any text as HTML that shows it, whatever stands in it; cut to a sensible length."""
-    return html.escape(printable(text))
+    """Anything as HTML that shows its text, whatever stands in it; cut to a sensible length."""
+    return html.escape(printable(str(text)))
 
 
 def table(rows):
-    """A table of strings whose first row holds the titles."""
+    """A table whose first row holds the titles."""
     head = "".join(f"<th>{as_text(cell)}</th>" for cell in rows[0])
     return f"<table><tr>{head}</tr>{_rows(rows[1:])}</table>"
 
 
-def facts(texts):
-    """A table without titles, a row for each name and text of a dict."""
-    return f"<table class=facts>{_rows(texts.items())}</table>"
+def facts(values):
+    """A table without titles, a row for each name and value of a dict."""
+    return f"<table class=facts>{_rows(values.items())}</table>"
 
 
 def _rows(rows):
@@ -76,7 +76,7 @@ def figure(image, caption):
 
 def missing_figure(error):
     """What stands in the place of a picture that cannot be read: why not."""
-    return f"<figure><figcaption>{as_text(str(error))}</figcaption></figure>"
+    return f"<figure><figcaption>{as_text(error)}</figcaption></figure>"
 
 
 def embedded(data, kind):

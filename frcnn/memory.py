@@ -8,16 +8,17 @@ from pathlib import Path
 import keras
 
 from frcnn import backend
-from frcnn.data.batches import padded_size
+from frcnn.data.batches import padded_size, slot_count
 from frcnn.data.images import resized_size
 
 FIELDS = ("train.batch_size", "data.im_size", "data.max_size", "roi.samples", "rpn.train_pre_nms", "detect.batch_size")
 # Layers whose outputs are kept for the gradients; a normalisation by the batch keeps the convolution's, too.
 _KEPT = ("ReLU", "MaxPooling2D", "ZeroPadding2D", "Conv2D", "Dense", "AddUpsampled")
 _SLOTS = {"sgd": 1, "adam": 2}  # values that the optimizer keeps of each weight
-# Measured with TensorFlow on Linux: the process before there is a model, what a layer's graph takes, and how much more
-# than the sum of its tensors the allocator holds.
-_BASE, _PER_LAYER, _WASTE = 0.82e9, 2.2e6, 1.12
+# Measured with TensorFlow on Linux: the process without a model, the graph of a layer, how much more than the
+# sum of its tensors the allocator holds.
+_BASE, _PER_LAYER, _WASTE = 0.92e9, 2.2e6, 1.12
+_OVERLAPS = 6  # matrices of anchors and boxes that their IoU is made from
 _CROPS = 5  # RoIAlign crops to twice the size, four times the cells, before it takes means
 
 
@@ -43,8 +44,11 @@ def estimate(model, records, validation=()):
     head = _outputs(model.get_layer("roi_head"), (rois, *model.get_layer("roi_head").input_shape[1:]))
     fixed += _PER_LAYER * len(trunk + head)
     pooled = _pooled_bytes(model, rois)
-    # Backward: the head's kernels; the pooling's products, when the head's share is gone. Forward: the crops.
-    moment = max(_kept(head) + _columns(trunk), pooled + _slope_bytes(model, maps, pooled), _CROPS * pooled)
+    anchors = sum(prod(shape) for layer, shape in trunk if layer.name == "rpn_logits")
+    slots = slot_count(max(len(record.boxes) for record in records))
+    # Backward: the head's kernels; the pooling's products, when the head's share is gone. Forward: overlaps; crops.
+    backward = max(_kept(head) + _columns(trunk), pooled + _slope_bytes(model, maps, pooled))
+    moment = max(backward, _OVERLAPS * 4 * anchors * slots, _CROPS * pooled)
     training = fixed + trainable + _WASTE * (_kept(trunk) + moment)
     if not validation:
         return training
@@ -101,7 +105,7 @@ def _slope_bytes(model, maps, pooled):
     """What the gradient of RoIAlign holds: a map's width for each column of a RoI, or all cells of the pyramid."""
     if len(maps) > 1:
         return 3 * sum(4 * prod(shape) for shape in maps)
-    return 3 * pooled * maps[0][2] // model.config.model.roi_pool_size
+    return 2 * pooled * maps[0][2] // model.config.model.roi_pool_size
 
 
 @contextlib.contextmanager
@@ -113,7 +117,7 @@ def told_in_a_sentence(model, records, validation):
         if not backend.is_out_of_memory(error):
             raise
         need = describe(estimate(model, records, validation))
-        raise MemoryError(f"memory ran out: this training takes about {need}; lower {_fields(model.config)}") from error
+        raise MemoryError(f"memory ran out: this training takes about {need}; lower {_fields(model)}") from error
 
 
 def describe_need(model, records, validation):
@@ -122,12 +126,13 @@ def describe_need(model, records, validation):
     if free is None:
         return f"memory: about {describe(need)}"
     line = f"memory: about {describe(need)} of {describe(free)} free"
-    return line if need <= free else f"{line}\nnote: it may not be enough; lower {_fields(model.config)}"
+    return line if need <= free else f"{line}\nnote: it may not be enough; lower {_fields(model)}"
 
 
-def _fields(config):
-    values = (f"{field} ({config.model_dump()[field.split('.')[0]][field.split('.')[1]]})" for field in FIELDS)
-    *others, last = values
+def _fields(model):
+    names = (name.split(".") for name in (FIELDS[:2] if model.name == "classifier" else FIELDS))
+    values = model.config.model_dump()
+    *others, last = (f"{section}.{field} ({values[section][field]})" for section, field in names)
     return f"{', '.join(others)} or {last}"
 
 

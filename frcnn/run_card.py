@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from datetime import timedelta
 from importlib.metadata import version
 
 import keras
@@ -139,7 +140,13 @@ def describe_run(model, records, validation, output):
         "seed": model.config.train.seed,
         "initial_weights": str(getattr(model, "weights_report", None) or "random").splitlines(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "machine": _describe_machine(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": backend.processor_name(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "memory": memory.describe(memory.total()),
+            "device": backend.device_name(),
+        },
         # Of all pictures the same for another split; of the parts another for another split or order.
         "data": {"sha256": _digest(sorted(digests)), **parts, "classes": classes},
         "changed": changed_fields(model.config),
@@ -158,16 +165,6 @@ def record_digest(record, class_names):
 
 def _digest(texts):
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-def _describe_machine():
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": backend.processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": memory.describe(memory.total()),
-        "device": backend.device_name(),
-    }
 
 
 def describe_progress(rows, monitor, steps):
@@ -206,62 +203,53 @@ def to_html(card, config, curves, figures):
         curves: PNG file with the curves, a Path; left out where there is none.
         figures: HTML of the sample pictures.
     """
-    machine, data, speed = card["machine"], card["data"], card["pictures_per_second"]
-    notes = "".join(f"<li class=warning>{as_text(text)}</li>" for text in card["warnings"])
-    counts = [("class", *(f"{what}, {part}" for part in _PARTS for what in ("boxes", "pictures")))]
-    for entry in data["classes"]:
-        name = entry["name"][:MOST_LETTERS]
-        counts.append((name, *(f"{count}" for part in _PARTS for count in entry[part].values())))
-    times = [f"{part['started']}, {_duration(part['seconds'])}" for part in card["parts"]]
+    speed, seconds = card["pictures_per_second"], sum(part["seconds"] for part in card["parts"])
     rate = f", {speed:.2f} pictures and {speed / config.train.batch_size:.2f} steps a second" if speed else ""
     progress = {
         "state": card["state"],
         "epochs": f"{card['epochs']} of {config.train.epochs}, {card['steps']} steps{rate}",
-        "time": _duration(sum(part["seconds"] for part in card["parts"])),
-        "started": "; then ".join(times),
-        "written": card["written"],
+        "time": f"{timedelta(seconds=round(seconds))}, written {card['written']}",
+        "started": "; again ".join(part["started"] for part in card["parts"]),
         "command": card["command"],
         "in": card["folder"],
-        "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}",
-        "device": machine["device"],
-        "versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
-        "seed": str(card["seed"]),
+        "seed": card["seed"],
         "initial weights": "; ".join(line.strip() for line in card["initial_weights"]),
     }
-    hashes = {"data": f"sha256 {data['sha256']}"} | {
-        part: f"{data[part]['pictures']} pictures, {data[part]['boxes']} boxes, sha256 {data[part]['sha256']}"
-        + (f", {data[part]['file']}" if data[part]["file"] else "")
-        for part in _PARTS
-    }
+    notes = "".join(f"<li class=warning>{as_text(text)}</li>" for text in card["warnings"])
+    whole = "\n".join(as_text(line) for line in describe_config(config).splitlines())
     parts = [
         f"<h1>{as_text(curves.parent.name)}</h1><ul>{notes}</ul>{facts(progress)}",
         f"<h2>Epochs</h2>{table(_metrics(card))}" if card["epochs"] else "",
         embedded(curves.read_bytes(), "png") if curves.exists() else "",
         f"<h2>Validation pictures: annotated; found after the last epoch</h2>{figures}" if figures else "",
-        f"<h2>Data</h2>{facts(hashes)}{table(counts)}",
+        f"<h2>Data</h2>{_data(card['data'])}",
         f"<h2>Config: what differs from the defaults</h2>{facts(card['changed'])}",
-        "<details><summary>all of it</summary><pre>",
-        "\n".join(as_text(line) for line in describe_config(config).splitlines()) + "</pre></details>",
+        f"<details><summary>all of it</summary><pre>{whole}</pre></details>",
+        f"<h2>Machine</h2>{facts(card['machine'])}{facts(card['versions'])}",
     ]
     return page(f"{curves.parent.name}: {card['state']}", parts)
 
 
+def _data(data):
+    digests = {"all": f"sha256 {data['sha256']}"}
+    for part in _PARTS:
+        file = f" ({data[part]['file']})" if data[part]["file"] else ""
+        counts = f"{data[part]['pictures']} pictures, {data[part]['boxes']} boxes"
+        digests[part + file] = f"{counts}, sha256 {data[part]['sha256']}"
+    titles = ("class", *(f"{what}, {part}" for part in _PARTS for what in ("boxes", "pictures")))
+    classes = [
+        (entry["name"][:MOST_LETTERS], *(count for part in _PARTS for count in entry[part].values()))
+        for entry in data["classes"]
+    ]
+    return facts(digests) + table([titles, *classes])
+
+
 def _metrics(card):
-    """The numbers of the last and the best epoch, as a table of strings."""
+    """The numbers of the last and the best epoch, as a table."""
     epochs = [card[name] for name in ("last_epoch", "best_epoch") if card[name]]
     titles = ("", *(f"{name} epoch, {epoch['epoch']}" for name, epoch in zip(("last", "best"), epochs)))
-    names = [name for name in epochs[0] if name != "epoch"]
-    return [titles, *((name, *(_show(epoch.get(name)) for epoch in epochs)) for name in names)]
-
-
-def _show(number):
-    return "-" if number is None else f"{number:.4g}"
-
-
-def _duration(seconds):
-    """As hours, minutes and seconds, 1:02:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    shown = [{name: "-" if value is None else f"{value:.4g}" for name, value in epoch.items()} for epoch in epochs]
+    return [titles, *((name, *(epoch[name] for epoch in shown)) for name in shown[0] if name != "epoch")]
 
 
 def _now():

@@ -69,6 +69,15 @@ def test_more_takes_more():
     assert need("data.max_size=640", records=[a_record(64, 640)]) > least
 
 
+def test_many_boxes_take_a_row_of_overlaps_each():
+    """64x64 pixels have 4*4*6 anchors; 2**17 slots a picture, and 2 pictures, six matrices of float32."""
+    boxes = np.tile([[1, 1, 9, 9]], (2**17, 1))
+    crowded = ImageRecord("a.png", (SIZE, SIZE), boxes, [0] * len(boxes))
+    anchors = 2 * 4 * 4 * len(tiny_config().model.anchor_sizes) * 3
+    expected = memory._WASTE * 6 * 4 * anchors * 2**17
+    assert need(records=[crowded]) - need() == pytest.approx(expected, rel=0.02)
+
+
 def test_adam_keeps_a_value_more_of_each_weight_that_learns():
     trainable = sum(4 * int(np.prod(weight.shape)) for weight in built().trainable_weights)
     assert need("train.optimizer=adam") - need() == pytest.approx(trainable)
@@ -148,7 +157,7 @@ def test_where_nothing_tells_nothing_is_free(tmp_path, monkeypatch):
 
 def test_the_line_and_its_warning(monkeypatch):
     monkeypatch.setattr(memory, "estimate", lambda *_: 3.14 * GIGABYTE)
-    model = SimpleNamespace(config=tiny_config())
+    model = SimpleNamespace(config=tiny_config(), name="faster_rcnn")
     for free, expected in ((None, "memory: about 3.1 GB"), (4 * GIGABYTE, "memory: about 3.1 GB of 4.0 GB free")):
         monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
         assert describe_need(model, [], []) == expected
@@ -191,7 +200,7 @@ def fail_as(name, text):
 )
 def test_every_kind_of_failure_becomes_a_sentence(monkeypatch, fail):
     monkeypatch.setattr(memory, "estimate", lambda *_: 12.34 * GIGABYTE)
-    model = SimpleNamespace(config=tiny_config())
+    model = SimpleNamespace(config=tiny_config(), name="faster_rcnn")
     with pytest.raises(MemoryError) as caught, told_in_a_sentence(model, [], []):
         fail()
     text = str(caught.value)
@@ -199,6 +208,13 @@ def test_every_kind_of_failure_becomes_a_sentence(monkeypatch, fail):
         "memory ran out: this training takes about 12.3 GB; lower train.batch_size (2), data.im_size"
     )
     assert "\n" not in text and caught.value.__cause__ is not None
+
+
+def test_a_classifiers_sentence_names_its_own_fields():
+    model = build_classifier(shapes_config(), SHAPES)
+    with pytest.raises(MemoryError, match=r"; lower train.batch_size \(4\) or data.im_size \(\d+\)$"):  # noqa: SIM117
+        with told_in_a_sentence(model, shape_records(2), []):
+            raise MemoryError
 
 
 def test_other_errors_go_on():
