@@ -298,18 +298,17 @@ def is_out_of_memory(error):
 
 
 def free_gpu_memory():
-    """Bytes that are free on the first GPU, what this process has taken among them; None without a GPU that tells."""
+    """Bytes that this process may come to hold on the first GPU; None on TensorFlow, which does not tell."""
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
 
-        if torch.cuda.is_available():
-            return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    elif backend == "jax":
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    if backend == "jax":
         import jax
 
-        return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")  # a processor has no statistics
-    return None  # TensorFlow does not tell
+        return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None
 
 
 def training_data(make_generator, example):
