@@ -55,7 +55,7 @@ def estimate(model, records, validation=()):
     batch = min(config.detect.batch_size, len(validation))
     maps, _ = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
     detection = _CROPS * _pooled_bytes(model, batch * config.rpn.test_post_nms) + sum(4 * prod(shape) for shape in maps)
-    return max(training, fixed + _WASTE * detection)
+    return max(training, fixed + detection)
 
 
 def _trunk(model, shape):
