@@ -97,6 +97,8 @@ def test_a_validation_may_take_more_than_training():
     settings = ("rpn.test_post_nms=20000", "model.roi_pool_size=7")
     assert need(*settings) < need(*settings, validation=[a_record()]) < need(*settings, validation=[a_record()] * 4)
     assert need(*settings, validation=[a_record()] * 4) == need(*settings, validation=[a_record()] * 5)  # batches of 4
+    crops = 5 * 4 * (4 * 20000) * 7 * 7 * 256  # RoIs of four pictures, twice the size, and their means
+    assert crops + 0.9 * GIGABYTE < need(*settings, validation=[a_record()] * 4) < crops + 1.5 * GIGABYTE
     assert need(validation=[a_record()]) == need()
 
 
