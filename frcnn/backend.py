@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import platform
 import re
 
 # JAX takes three quarters of a GPU's memory when it first touches it, unless told before.
@@ -11,6 +12,15 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import keras
 
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
+# Names of the errors of TensorFlow and PyTorch; messages of JAX, of PyTorch on a processor, of TensorFlow on a GPU.
+_OUT_OF_MEMORY = (
+    "ResourceExhaustedError",
+    "OutOfMemoryError",
+    "RESOURCE_EXHAUSTED",
+    "can't allocate memory",
+    "not enough memory",
+    "Dst tensor is not initialized",
+)
 
 
 def is_tensorflow():
@@ -251,11 +261,21 @@ def bfloat16_is_native():
 
 
 def _processor_flags():
+    return set(_processor("flags").split())
+
+
+def processor_name():
+    """The processor's name as its maker has it, where the system tells, else its kind."""
+    return _processor("model name") or platform.processor() or platform.machine()
+
+
+def _processor(entry):
+    """What /proc/cpuinfo says of the first processor; elsewhere "": nothing is known, and float32 is always right."""
     try:
         with open("/proc/cpuinfo") as file:
-            return {flag for line in file if line.startswith("flags") for flag in line.split()}
-    except OSError:  # not Linux: nothing is known, and float32 is always right
-        return set()
+            return next((line.partition(":")[2].strip() for line in file if line.startswith(entry)), "")
+    except OSError:  # not Linux
+        return ""
 
 
 def start_device():
@@ -310,6 +330,27 @@ def make_deterministic(seed):
         torch.use_deterministic_algorithms(True)
     elif "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):  # read when JAX first computes
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out: Python's, TensorFlow's, JAX's or PyTorch's, of any device."""
+    if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY:
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def free_gpu_memory():
+    """Bytes that this process may come to hold on the first GPU; None on TensorFlow, which does not tell."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    if backend == "jax":
+        import jax
+
+        return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None
 
 
 def training_data(make_generator, example):

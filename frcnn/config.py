@@ -127,6 +127,14 @@ def describe_config(config) -> str:
     return "\n".join(f"{name:<{wide_name}}  {value:<{wide_value}}  {meaning}" for name, value, meaning in rows)
 
 
+def changed_fields(config) -> dict:
+    """{"train.epochs": "5", ...}: the fields that differ from the defaults of their architecture, values as YAML."""
+    usual = load_config(None, [f"model.architecture={config.model.architecture}"])
+    usual = {(section, name): value for section, name, value, _ in _walk(usual)}
+    usual["model", "architecture"] = Config().model.architecture
+    return {f"{section}.{name}": value for section, name, value, _ in _walk(config) if value != usual[section, name]}
+
+
 def _sections():
     return {name: field.annotation for name, field in Config.model_fields.items()}
 

@@ -1,23 +1,17 @@
 """What the doctor found, for the terminal, for programs and as a page with pictures; each problem with its cure."""
 
-import base64
-import html
 from collections import defaultdict
 
-import cv2
 import numpy as np
 
 from frcnn.data.anchor_recall import IOUS
-from frcnn.data.images import read_image, resize_image, resized_size
+from frcnn.data.images import read_image
 from frcnn.data.readers.problems import printable
-from frcnn.visualize import draw_boxes
+from frcnn.html_page import MOST_LETTERS, as_text, draw_on, figure, missing_figure, page, shrink, table
 
-_THUMBNAIL = 360  # pixels, longer side
 _SAMPLE = 12  # pictures without a problem on the page
 _MOST_PICTURES = 48  # with one
-_MOST_DRAWN = 300  # boxes of a picture
 _MOST_ON_PAGE = 200  # problems of a kind
-_MOST_LETTERS = 40  # of a class name
 
 CURES = {
     "anchors-miss": "take the better settings below, or a larger data.im_size",
@@ -62,13 +56,6 @@ CURES = {
     "unreferenced-picture": "annotate it; one without objects is worth a line too (background)",
     "xml-entities": "write the text itself in place of the entity",
 }
-_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .15rem .8rem; text-align: right }
-td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
-h3 small { font-weight: normal; color: #666 } .error { color: #b00020 } .warning { color: #9a6700 }
-li { overflow-wrap: anywhere } pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }
-figure { display: inline-block; vertical-align: top; width: 360px; margin: .5rem } figure img { max-width: 100% }
-figcaption { font-size: 12px; overflow-wrap: anywhere }"""
 
 
 def to_dict(report):
@@ -146,7 +133,7 @@ def _class_rows(report):
         spreads = [_show_spread(entry[name]) for name in ("box_size", "box_height_to_width")]
         share = f"{entry['boxes'] / max(1, report.statistics['boxes']):.1%}"
         recall = report.settings.recall[label] if report.settings else ()
-        name = printable(entry["name"])[:_MOST_LETTERS]
+        name = printable(entry["name"])[:MOST_LETTERS]
         rows.append((name, str(entry["boxes"]), share, str(entry["pictures"]), *spreads, *map(_percent, recall)))
     return rows
 
@@ -190,19 +177,19 @@ def _table_lines(rows):
 
 
 def to_html(report):
-    """One page that needs nothing else: pictures are in it, there is no script, and no text of a file is markup."""
-    parts = [f"<h1>{html.escape(_headline(report))}</h1>"]
+    """One page, see `frcnn.html_page`."""
+    parts = [f"<h1>{as_text(_headline(report))}</h1>"]
     for (severity, kind), problems in _group(report.problems).items():
-        cure = html.escape(CURES[kind])
-        items = "".join(f"<li>{html.escape(printable(str(problem)))}</li>" for problem in problems[:_MOST_ON_PAGE])
+        items = "".join(f"<li>{as_text(problem)}</li>" for problem in problems[:_MOST_ON_PAGE])
         more = f"<p>... and {len(problems) - _MOST_ON_PAGE} more</p>" if len(problems) > _MOST_ON_PAGE else ""
-        title = f"<span class={severity}>{severity}</span> {kind} ({len(problems)}) <small>Cure: {cure}</small>"
+        cure = f"<small>Cure: {as_text(CURES[kind])}</small>"
+        title = f"<span class={severity}>{severity}</span> {kind} ({len(problems)}) {cure}"
         parts.append(f"<h3>{title}</h3><ul>{items}</ul>{more}")
-    facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(report.statistics))
-    parts.append(f"<h2>What decides a recipe</h2>{facts}{_html_table(_class_rows(report))}")
+    facts = "".join(f"<p>{as_text(fact)}</p>" for fact in _facts(report.statistics))
+    parts.append(f"<h2>What decides a recipe</h2>{facts}{table(_class_rows(report))}")
     if report.settings:
-        use = f"<pre>{html.escape(paste(_chosen(report)))}</pre>"
-        parts.append(f"<p>{html.escape(_how_found(report))}</p>{_html_table(_anchor_rows(report))}{use}")
+        use = f"<pre>{as_text(paste(_chosen(report)))}</pre>"
+        parts.append(f"<p>{as_text(_how_found(report))}</p>{table(_anchor_rows(report))}{use}")
     about = _problems_by_picture(report)
     troubled = [record for record in report.records if record.path in about][:_MOST_PICTURES]
     sound = [record for record in report.records if record.path not in about]
@@ -210,14 +197,7 @@ def to_html(report):
     for title, records in (("Pictures with a problem", troubled), ("Pictures without", sample)):
         figures = "".join(_figure(record, report.class_names, about[record.path]) for record in records)
         parts.append(f"<h2>{title}</h2>{figures}" * bool(records))
-    head = f'<meta charset="utf-8"><title>frcnn doctor</title><style>{_STYLE}</style>'
-    return f"<!DOCTYPE html>\n<html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
-
-
-def _html_table(rows):
-    body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows[1:])
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+    return page("frcnn doctor", parts)
 
 
 def _problems_by_picture(report):
@@ -237,13 +217,8 @@ def _problems_by_picture(report):
 
 def _figure(record, class_names, kinds):
     try:
-        image = read_image(record.path)
+        small = shrink(read_image(record.path))
     except ValueError as error:
-        return f"<figure><figcaption>{html.escape(printable(str(error)))}</figcaption></figure>"
-    size = resized_size(*record.size, _THUMBNAIL, _THUMBNAIL)
-    boxes, labels = record.boxes[:_MOST_DRAWN] * (size[1] / record.size[1]), record.labels[:_MOST_DRAWN]
-    drawn = draw_boxes(resize_image(image, size), boxes, labels, [name[:_MOST_LETTERS] for name in class_names])
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-    picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(data).decode()}" alt="">'
-    caption = html.escape(printable(f"{record.path} {', '.join(sorted(set(kinds)))}"))
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+        return missing_figure(error)
+    drawn = draw_on(small, record.size, record.boxes, record.labels, class_names)
+    return figure(drawn, f"{record.path} {', '.join(sorted(set(kinds)))}")

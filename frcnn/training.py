@@ -1,27 +1,24 @@
 """Training: what `train_frcnn.py` calls. Stock `compile` and `fit`; the run folder; what is said after each epoch."""
 
 import contextlib
-import functools
 import importlib.util
-import json
-import platform
 import threading
 import time
 from pathlib import Path
 
 import keras
 
-from frcnn import backend
+from frcnn import backend, memory
 from frcnn.checkpoints import fingerprint, flags_of, is_finished, lock_run
 from frcnn.config import save_config
 from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
 from frcnn.data.readers.annotation_text import write_annotations
-from frcnn.evaluation import evaluate
-from frcnn.inference import detect
-from frcnn.models.detector import build_detector, detection_model
+from frcnn.health import HealthReport, validation_scores
+from frcnn.models.detector import build_detector
 from frcnn.models.resnet import ConvNorm
 from frcnn.optimizer import build_optimizer
-from frcnn.run_folder import RunFolder, versions
+from frcnn.run_card import RunCard
+from frcnn.run_folder import RunFolder
 from frcnn.weights import flat_layers, load_weights, prepare
 
 STAGES = 5
@@ -31,8 +28,8 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
     """Train a detector and write its run folder.
 
     The folder holds config.yaml, config.pickle (with the class names), train.txt and validation.txt (the split),
-    environment.json, history.csv, steps.csv, curves.png, last.weights.h5, best.weights.h5 (by validation mAP),
-    checkpoints and, where the package tensorboard is installed, its logs.
+    card.json and card.html (`RunCard`), history.csv, steps.csv, curves.png, last.weights.h5, best.weights.h5 (by
+    validation mAP), checkpoints and, where the package tensorboard is installed, its logs.
 
     Args:
         config: `frcnn.Config`; the run folder holds it as `build_model` settled it.
@@ -45,11 +42,13 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
 
     Returns:
         keras.callbacks.History: per epoch the loss, the four losses, the same with `val_`, `val_map` (AP50, VOC all
-        points, 0..1), `pictures_per_second` and `data_wait` (share of the time, 0..1).
+        points, 0..1), `val_rpn_recall` and `val_best_score` (see `frcnn.health`), `pictures_per_second` and `data_wait`
+        (share of the time, 0..1). `model.findings` of `train_model` holds what stood in the way of learning.
 
     Raises:
         ValueError: the output holds a run already, there are too few pictures to split, or weights do not fit.
         FloatingPointError: the loss was not finite; the message names the files of the batch.
+        MemoryError: memory ran out; the message says how much it takes, and which fields to lower.
     """
     refuse_finished(output)
     model = build_model(config, class_names)
@@ -116,8 +115,9 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
         write_annotations(output / "train.txt", records, model.class_names)
         write_annotations(output / "validation.txt", validation, model.class_names)
 
-    score = {"monitor": "val_map", "mean_ap": _mean_ap_of(validation)} if validation else {}
-    settings = {"describe": describe, "keep": flags_of(validation), "saved": saved, "stop": stop}
+    found = []
+    score = {"monitor": "val_map", "measure": validation_scores(validation, found)} if validation else {}
+    settings = {"describe": describe, "keep": flags_of(validation), "saved": saved, "stop": stop, "found": found}
     return fit_model(model, records, validation, output, verbose, make_batch, **settings, **score)
 
 
@@ -133,7 +133,7 @@ def _steps_in_an_epoch(config, records):
 
 
 def fit_model(
-    model, records, validation, output, verbose, make, *, saved=None, monitor="loss", mean_ap=None, **settings
+    model, records, validation, output, verbose, make, *, saved=None, monitor="loss", measure=None, found=(), **settings
 ):
     """Train a compiled model on the batches of `training_batches`.
 
@@ -143,7 +143,8 @@ def fit_model(
         output, verbose, saved: as in `train_model`.
         make: makes a batch, see `training_batches`.
         monitor: what decides which weights are the best, see `frcnn.checkpoints.best_epoch`.
-        mean_ap: function of the model that gives its validation mAP, or None.
+        measure: function of the model that gives validation scores, a dict; or None.
+        found: list into which `measure` puts the `Detections` of the validation, for the card.
         settings: of `RunFolder`.
 
     Returns:
@@ -152,16 +153,19 @@ def fit_model(
     steps, epochs = _steps_in_an_epoch(model.config, records), model.config.train.epochs
     settings |= {"data": fingerprint([*records, *validation]), "monitor": monitor, "validated": bool(validation)}
     run = RunFolder(output, model, steps, **settings)
+    card = RunCard(output, model, records, validation, steps, found, monitor)
     with lock_run(output):
         run.start(saved)
         if run.step and f"metrics/{len(model.metrics_variables)}" in saved[0]:  # compiled ones: a batch builds them
             model.test_on_batch(*make(records, model.config, model.config.train.seed, 0, 0))
+        health = HealthReport(records, model.config, steps, [row["loss"] for row in run.rows])
         legs = [] if is_finished(run.rows, monitor, model.config.train) else _legs(run.epoch, run.step, steps, epochs)
         model.history = keras.callbacks.History()
-        for leg in legs:
-            _fit_leg(model, records, validation, verbose, make, run, leg, mean_ap)
-            if model.stop_training:
-                break
+        with card.written(), memory.told_in_a_sentence(model, records, validation):
+            for leg in legs:
+                _fit_leg(model, records, validation, leg, make, verbose, measure, (health, run, card))
+                if model.stop_training:
+                    break
     if run.error:
         reason = run.error.strerror or run.error
         raise ValueError(f"{output}: the results could not be written ({reason}): make room, then resume the run")
@@ -177,13 +181,13 @@ def _legs(epoch, step, steps, epochs):
         yield epoch + bool(step), 0, steps, epochs
 
 
-def _fit_leg(model, records, validation, verbose, make, run, leg, mean_ap):
-    """A stretch of the training that one call of `fit` can do; `run`: the `RunFolder`, `leg`: of `_legs`."""
+def _fit_leg(model, records, validation, leg, make, verbose, measure, watchers):
+    """A stretch of the training that one call of `fit` can do; `leg`: of `_legs`, `watchers`: of `build_callbacks`."""
     config, (epoch, step, steps, end) = model.config, leg
-    batches = TimedBatches(training_batches(records, config, config.train.seed, start=(epoch, step), make=make))
-    validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
-    validation_settings = {}
-    with _closing(batches, validation_batches):
+    batches = watchers[0].watch(training_batches(records, config, config.train.seed, start=(epoch, step), make=make))
+    batches, validation_batches = TimedBatches(batches), TimedBatches(_same_batches_forever(validation, config, make))
+    callbacks, validation_settings = build_callbacks(*watchers, config, records, batches, measure), {}
+    with _closing(batches, validation_batches, callbacks=callbacks):
         if validation:
             validation_settings = {
                 "validation_data": _as_fit_data(validation_batches, validation, config, make),
@@ -194,7 +198,7 @@ def _fit_leg(model, records, validation, verbose, make, run, leg, mean_ap):
             initial_epoch=epoch,
             epochs=end,
             steps_per_epoch=steps,
-            callbacks=build_callbacks(run, config, records, batches, mean_ap),
+            callbacks=callbacks,
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled
             **validation_settings,
@@ -202,11 +206,17 @@ def _fit_leg(model, records, validation, verbose, make, run, leg, mean_ap):
 
 
 @contextlib.contextmanager
-def _closing(*sources):
-    """Close these `TimedBatches` in the end, and raise their own error, not what the backend made of it."""
+def _closing(*sources, callbacks):
+    """Close these `TimedBatches` in the end, and raise their own error, not what the backend made of it.
+
+    TensorBoard's files too, which it closes itself at the end of a run that ends well only.
+    """
     try:
         yield
-    except Exception:
+    except BaseException:
+        for callback in callbacks:
+            if isinstance(callback, keras.callbacks.TensorBoard):
+                callback.on_train_end()
         for source in sources:
             if source.error:
                 raise source.error from None
@@ -236,13 +246,14 @@ class TimedBatches:
         with self._lock:
             try:
                 batch = next(self._batches)
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 self.error = error
                 raise
         self.seconds += time.perf_counter() - start
         return batch
 
     def close(self):
+        self.error = None  # TensorFlow keeps what it drew from, and an error keeps the frames that it came through
         with self._lock:
             self._batches.close()
 
@@ -263,14 +274,14 @@ def _as_fit_data(batches, records, config, make):
 
 
 class EpochReport(keras.callbacks.Callback):
-    """Adds `pictures_per_second`, `data_wait` and, where `mean_ap` measures it, `val_map` to the logs.
+    """Adds `pictures_per_second`, `data_wait` and, where there is one, what `measure` gives of the model to the logs.
 
     Must stand before whatever writes them.
     """
 
-    def __init__(self, batch_size, batches, mean_ap=None):
+    def __init__(self, batch_size, batches, measure=None):
         super().__init__()
-        self.batch_size, self.batches, self.mean_ap = batch_size, batches, mean_ap
+        self.batch_size, self.batches, self.measure = batch_size, batches, measure
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start, self._waited, self._steps = time.perf_counter(), self.batches.seconds, 0
@@ -284,19 +295,8 @@ class EpochReport(keras.callbacks.Callback):
         elapsed = max(self._end - self._start, 1e-9)
         logs["pictures_per_second"] = self._steps * self.batch_size / elapsed
         logs["data_wait"] = self._share
-        if self.mean_ap:
-            logs["val_map"] = self.mean_ap(self.model)
-
-
-def _mean_ap_of(validation):
-    """A function of the training model: its mAP on these records."""
-    twin = functools.cache(detection_model)  # JAX would compile each new one
-
-    def mean_ap(model):
-        found = detect(twin(model), [record.path for record in validation])
-        return evaluate(validation, found, model.class_names, metric="voc12").mean_ap
-
-    return mean_ap
+        if self.measure:
+            logs.update(self.measure(self.model))
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -314,20 +314,21 @@ class StopOnNonFinite(keras.callbacks.Callback):
             )
 
 
-def build_callbacks(run, config, records, batches, mean_ap=None):
+def build_callbacks(health, run, card, config, records, batches, measure=None):
     """Everything that watches a run, in the order in which it must be called.
 
     Args:
-        run: the `RunFolder`.
+        health, run, card: the `HealthReport`, the `RunFolder` and the `RunCard`.
         config, records: as in `train`.
         batches: the `TimedBatches` that training draws from.
-        mean_ap: function of the model that gives its validation mAP, or None.
+        measure: function of the model that gives validation scores, a dict; or None.
     """
 
     def files_of_step():
         return batch_files(records, config, config.train.seed, run.epoch, run.step)
 
-    callbacks = [StopOnNonFinite(run, files_of_step), EpochReport(config.train.batch_size, batches, mean_ap), run]
+    report = EpochReport(config.train.batch_size, batches, measure)
+    callbacks = [StopOnNonFinite(run, files_of_step), report, health, run, card]
     if importlib.util.find_spec("tensorboard"):
         callbacks.append(keras.callbacks.TensorBoard(str(run.output / "tensorboard"), write_graph=False))
     return callbacks
@@ -337,19 +338,6 @@ def build_callbacks(run, config, records, batches, mean_ap=None):
 
 
 def write_run_files(output, model, kind="detector"):
-    """Write into a run folder, before training, the config and the environment of its model; see `save_config`."""
+    """Write into a run folder, before training, the config of its model; see `save_config`."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "environment.json").write_text(json.dumps(_environment(model), indent=2) + "\n")
     save_config(model.config, output, model.class_names, kind)
-
-
-def _environment(model):
-    return {
-        "seed": model.config.train.seed,
-        "initial_weights": str(getattr(model, "weights_report", None) or "random").splitlines(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": backend.device_name(),
-        "deterministic": getattr(model, "deterministic", False),
-        "versions": versions(),
-    }

@@ -182,7 +182,8 @@ def fake_tensorflow(gpus, capability):
 
 
 def fake_jax(gpus, capability):
-    devices = [SimpleNamespace(platform="gpu", device_kind=gpu, compute_capability=capability) for gpu in gpus]
+    known = {"platform": "gpu", "compute_capability": capability, "memory_stats": lambda: {"bytes_limit": 70}}
+    devices = [SimpleNamespace(device_kind=gpu, **known) for gpu in gpus]
     return SimpleNamespace(devices=lambda: devices or [SimpleNamespace(platform="cpu", device_kind="cpu")])
 
 
@@ -192,6 +193,8 @@ def fake_torch(gpus, capability):
         "device_count": lambda: len(gpus),
         "get_device_name": lambda index: gpus[index],
         "get_device_capability": lambda: tuple(map(int, capability.split("."))),
+        "mem_get_info": lambda: (60, 100),
+        "memory_reserved": lambda: 9,
     }
     return SimpleNamespace(cuda=SimpleNamespace(**cuda))
 
@@ -226,6 +229,16 @@ def test_gpus_are_named(on, name):
     ):
         on(name, gpus)
         assert backend.start_device() == backend.device_name() == f"{name} on {device}"
+
+
+@pytest.mark.parametrize(("name", "free"), [("tensorflow", None), ("jax", 70), ("torch", 60 + 9)])
+def test_what_is_free_on_a_gpu_counts_what_the_process_has(on, name, free):
+    on(name, ["NVIDIA H100"])
+    assert backend.free_gpu_memory() == free
+
+
+def test_the_processor_has_a_name():
+    assert backend.processor_name()
 
 
 def test_only_the_start_touches_the_memory_of_tensorflows_gpus(on):

@@ -66,9 +66,9 @@ def test_the_last_validation_is_that_of_the_last_weights(run):
 def test_the_run_folder(run):
     folder, _, model = run
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"config.yaml", "best.weights.h5", "last.weights.h5", "curves.png", "environment.json"}
+    assert names >= {"config.yaml", "best.weights.h5", "last.weights.h5", "curves.png", "card.json", "card.html"}
     assert load_run_config(folder, "classifier") == (model.config, SHAPES)
-    assert json.loads((folder / "environment.json").read_text())["initial_weights"] == ["random"]
+    assert json.loads((folder / "card.json").read_text())["initial_weights"] == ["random"]
     loaded = load_classifier(folder, weights="last")
     assert (loaded.class_names, loaded.spec) == (SHAPES, model.spec)
     records = shape_records(3)

@@ -16,9 +16,19 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "frcnn").rglob("*.py"))
 BACKENDS = {"tensorflow", "jax", "torch"}
 # What each part may not name. A part that is not here may import everything but the backends.
-RUNS = ("frcnn.training", "frcnn.run_folder", "frcnn.optimizer", "frcnn.classification", "frcnn.inference")
+RUNS = (
+    "frcnn.training",
+    "frcnn.run_folder",
+    "frcnn.run_card",
+    "frcnn.health",
+    "frcnn.check",
+    "frcnn.memory",
+    "frcnn.optimizer",
+    "frcnn.classification",
+    "frcnn.inference",
+)
 KERAS_SIDE = ("keras", "frcnn.backend", "frcnn.ops", "frcnn.models", "frcnn.weights", "frcnn.weight_files", *RUNS)
-FILES_SIDE = ("frcnn.data", "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize")
+FILES_SIDE = ("frcnn.data", "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize", "frcnn.html_page")
 COMMANDS = ("frcnn.cli", "argparse")
 FORBIDDEN = {
     "frcnn.data": (*KERAS_SIDE, *COMMANDS, "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize"),

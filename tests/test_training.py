@@ -129,7 +129,11 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     records = [*write_tiny_pictures(folder / "a"), *write_tiny_pictures(folder / "b", 1)]
     config = tiny_config("train.epochs=2", "data.val_fraction=0.2", "train.seed=1", "train.learning_rate=0.005")
-    history = train(config, records, class_names=CLASS_NAMES, output=folder / "run", verbose=0)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frcnn.training.detect", lambda *given: calls.append(len(given[1])) or detect(*given))
+        history = train(config, records, class_names=CLASS_NAMES, output=folder / "run", verbose=0)
+    assert calls == [1, 1]  # the card shows what validation has found, and detects nothing itself
     return folder / "run", history.history, config, records
 
 
@@ -153,12 +157,26 @@ def test_the_run_folder_says_how_the_run_was_made(run):
     settled = with_overrides(config, ["model.conventions=frcnn", "model.norm=batch"])  # what auto stood for
     assert load_run_config(folder) == (settled, CLASS_NAMES)
     assert load_config(folder / "config.yaml") == settled
-    environment = json.loads((folder / "environment.json").read_text())
-    assert (environment["seed"], environment["initial_weights"]) == (1, ["random"])
-    assert environment["versions"]["keras"] == keras.__version__
-    assert environment["device"].startswith(keras.backend.backend())
+    card = json.loads((folder / "card.json").read_text())
+    assert (card["seed"], card["initial_weights"]) == (1, ["random"])
+    assert card["versions"]["keras"] == keras.__version__
+    assert card["machine"]["device"].startswith(keras.backend.backend())
     height, width, _ = read_image(folder / "curves.png").shape
     assert height > 100 and width > 100
+
+
+def test_the_card_says_how_the_run_went(run):
+    folder, history, *_ = run
+    card = json.loads((folder / "card.json").read_text())
+    assert (card["state"], card["epochs"], card["steps"], card["warnings"]) == ("finished", 2, 4, [])
+    assert (card["data"]["train"]["pictures"], card["data"]["validation"]["file"]) == (4, "validation.txt")
+    best = history["val_map"].index(max(history["val_map"]))
+    for name, epoch in (("last_epoch", 1), ("best_epoch", best)):
+        assert card[name]["epoch"] == epoch + 1
+        assert card[name]["val_map"] == pytest.approx(history["val_map"][epoch], abs=1e-6)
+    page = (folder / "card.html").read_text()
+    assert page.count("data:image/png;base64,") == page.count("data:image/jpeg;base64,") == 1  # curves; one picture
+    assert "annotated; " in page and "</details>" in page
 
 
 def test_the_split_can_be_read_again(run):
@@ -263,8 +281,8 @@ def test_a_run_needs_its_initial_weights_no_more(conventional):
     conv1 = detector.get_layer("backbone").get_layer("conv1")
     assert (conv1.epsilon, conv1.use_bias) == (1e-3, True)
     assert np.array_equal(array(conv1.kernel.value), stages(model, bool)["conv1/kernel"])
-    environment = json.loads((folder / "environment.json").read_text())
-    assert environment["initial_weights"][0].startswith("loaded 120 of 130 tensors from ")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["initial_weights"][0].startswith("loaded 120 of 130 tensors from ")
 
 
 def test_a_folder_that_holds_a_run_is_refused(run):
@@ -284,6 +302,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pictures(tmp_path)
     assert ", ".join(second) in str(caught.value) and not any(file in str(caught.value) for file in first)
     assert "train.learning_rate" in str(caught.value)
     assert not list((tmp_path / "run").glob("*.h5"))
+    assert json.loads((tmp_path / "run" / "card.json").read_text())["state"] == f"stopped: {caught.value}"
 
 
 def test_a_picture_that_has_gone_is_named(tmp_path):

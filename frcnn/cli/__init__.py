@@ -60,7 +60,7 @@ def main(argv=None):
     except BrokenPipeError:  # whoever reads what is printed, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
         return 141
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("FRCNN_TRACEBACK"):
             raise
         print(f"frcnn {arguments.command}: {_sentence(error)}", file=sys.stderr)
@@ -72,7 +72,7 @@ def main(argv=None):
 
 def _sentence(error):
     if not isinstance(error, OSError) or not error.strerror:
-        return error
+        return str(error) or "memory ran out"  # Python's own MemoryError says nothing
     file = error.filename2 or error.filename  # of two, the one that a draft should have become
     return f"{file}: {error.strerror}" if file else error.strerror
 

@@ -54,7 +54,7 @@ def run(arguments):
     """Read, train, say where everything is."""
     output, config, records, class_names, validation, saved = (_resume if arguments.resume else _begin)(arguments)
 
-    from frcnn import backend, training
+    from frcnn import backend, memory, training
     from frcnn.models.detector import dtype_policy
 
     if not saved:
@@ -66,11 +66,12 @@ def run(arguments):
     model.deterministic = arguments.deterministic
     numbers = f"{dtype_policy(config.train.precision)}, {model.config.model.norm} normalisation"
     print(f"{device}, {numbers}; run folder {output}")
-    print(describe_start(model, saved), flush=True)
+    print(describe_start(model, saved))
+    print(memory.describe_need(model, records, validation), flush=True)
     settings = {"validation": validation, "output": output, "saved": saved}
     try:
         history = train_until_stopped(training.train_model, model, records, command="train", **settings)
-    except (KeyboardInterrupt, FloatingPointError):
+    except (KeyboardInterrupt, FloatingPointError, MemoryError):
         _copy_out(arguments, output)  # what the epochs before gave is not lost
         raise
     _say_how_it_went(history.history, time.perf_counter() - start)

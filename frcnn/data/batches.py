@@ -313,6 +313,14 @@ def _degrade(image, data, draws):
     return image
 
 
+def slot_count(boxes):
+    """The smallest of 8, 16, 32, ... that holds so many boxes: the ground-truth slots of a batch."""
+    slots = _MIN_SLOTS
+    while slots < boxes:
+        slots *= 2
+    return slots
+
+
 def padded_size(size):
     """The next multiples of 32 of (height, width), as ints."""
     return tuple(-(-int(side) // _SIZE_STEP) * _SIZE_STEP for side in size)
@@ -337,9 +345,7 @@ def pad_images(images):
 def _pad(pictures):
     """Put (image, boxes, labels) of each picture into arrays of one size."""
     images, boxes, labels = zip(*pictures, strict=True)
-    slots = _MIN_SLOTS
-    while slots < max(map(len, boxes)):
-        slots *= 2
+    slots = slot_count(max(map(len, boxes)))
     gt_boxes = np.zeros((len(pictures), slots, 4), np.float32)
     gt_labels = np.full((len(pictures), slots), -1, np.int32)
     for position, count_of_boxes in enumerate(map(len, boxes)):

@@ -1,0 +1,179 @@
+"""How much memory a training takes, estimated before it starts, and how much there is."""
+
+import contextlib
+import os
+from math import prod
+from pathlib import Path
+
+import keras
+
+from frcnn import backend
+from frcnn.data.batches import padded_size, slot_count
+from frcnn.data.images import resized_size
+
+FIELDS = ("train.batch_size", "data.im_size", "data.max_size", "roi.samples", "rpn.train_pre_nms", "detect.batch_size")
+# Layers whose outputs are kept for the gradients; a normalisation by the batch keeps the convolution's, too.
+_KEPT = ("ReLU", "MaxPooling2D", "ZeroPadding2D", "Conv2D", "Dense", "AddUpsampled")
+_SLOTS = {"sgd": 1, "adam": 2}  # values that the optimizer keeps of each weight
+# Measured with TensorFlow on Linux: the process without a model, the graph of a layer, how much more than the
+# sum of its tensors the allocator holds.
+_BASE, _PER_LAYER, _WASTE = 0.92e9, 2.2e6, 1.12
+_OVERLAPS = 6  # matrices of anchors and boxes that their IoU is made from
+_CROPS = 5  # RoIAlign crops to twice the size, four times the cells, before it takes means
+
+
+def estimate(model, records, validation=()):
+    """The most memory that training and the validation after each epoch take, in bytes, the process's own included.
+
+    What a step keeps for its gradients and the most that it holds for a moment, weights, gradients and the optimizer's
+    values; or what a detection holds, whichever is more. The README compares it with measurements.
+
+    Args:
+        model: a detector or a classifier as `build_model` returns it.
+        records, validation: lists of the records to train on and to validate on.
+    """
+    config, trainable = model.config, 4 * sum(prod(weight.shape) for weight in model.trainable_weights)
+    fixed = _BASE + 4 * model.count_params() + _SLOTS[config.train.optimizer] * trainable
+    if model.name == "classifier":
+        shape = (config.train.batch_size, config.data.im_size, config.data.im_size, 3)
+        outputs = _outputs(model.get_layer("resnet"), shape)
+        return fixed + _PER_LAYER * len(outputs) + trainable + _WASTE * (_kept(outputs) + _columns(outputs))
+    size = _largest_size(records, config.data, 1 + config.data.scale_jitter)
+    maps, trunk = _trunk(model, (config.train.batch_size, *size, 3))
+    rois = config.train.batch_size * config.roi.samples
+    head = _outputs(model.get_layer("roi_head"), (rois, *model.get_layer("roi_head").input_shape[1:]))
+    fixed += _PER_LAYER * len(trunk + head)
+    pooled = _pooled_bytes(model, rois)
+    anchors = sum(prod(shape) for layer, shape in trunk if layer.name == "rpn_logits")
+    slots = slot_count(max(len(record.boxes) for record in records))
+    # Backward: the head's kernels; the pooling's products, when the head's share is gone. Forward: overlaps; crops.
+    backward = max(_kept(head) + _columns(trunk), pooled + _slope_bytes(model, maps, pooled))
+    moment = max(backward, _OVERLAPS * 4 * anchors * slots, _CROPS * pooled)
+    training = fixed + trainable + _WASTE * (_kept(trunk) + moment)
+    if not validation:
+        return training
+    batch = min(config.detect.batch_size, len(validation))
+    maps, _ = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
+    detection = _CROPS * _pooled_bytes(model, batch * config.rpn.test_post_nms) + sum(4 * prod(shape) for shape in maps)
+    return max(training, fixed + detection)
+
+
+def _trunk(model, shape):
+    """Feature maps' shapes of images of a shape (B, H, W, 3), and (layer, shape) of all outputs up to the RPN's."""
+    backbone, rpn = model.get_layer("backbone"), model.get_layer("rpn")
+    maps = backbone.compute_output_shape(shape)
+    maps = maps if isinstance(maps, list) else [maps]
+    return maps, _outputs(backbone, shape) + [pair for one_map in maps for pair in _outputs(rpn, one_map)]
+
+
+def _outputs(part, shape):
+    """(layer, shape of its output) of all layers of a functional model, for an input of this shape."""
+    shapes = keras.Model(part.input, [layer.output for layer in part.layers]).compute_output_shape(shape)
+    return list(zip(part.layers, shapes))
+
+
+def _largest_size(records, data, factor):
+    """(height, width) of the largest padded picture that a batch of these records may hold, in pixels."""
+    limits = round(data.im_size * factor), round(data.max_size * factor)
+    sizes = {record.size for record in records}
+    for_portrait = ([size for size in sizes if (size[0] > size[1]) is portrait] for portrait in (False, True))
+    padded = ([padded_size(resized_size(*size, *limits)) for size in group] for group in for_portrait if group)
+    return max((tuple(map(max, zip(*group))) for group in padded), key=prod)  # the two never share a batch
+
+
+def _kept(outputs):
+    """Bytes that layers keep for their gradients."""
+    total, is_trained = 0, False
+    for layer, shape in outputs:
+        is_trained = is_trained or bool(layer.trainable_weights)  # no gradient goes further back
+        if is_trained and (type(layer).__name__ in _KEPT or getattr(layer, "norm", None) in ("batch", "group")):
+            total += prod(shape) * (2 if layer.compute_dtype.endswith("16") else 4)
+    return total
+
+
+def _columns(outputs):
+    """Bytes of the largest matrix of a picture's patches, from which the gradient of a kernel is made."""
+    kernels = [(layer.kernel.shape, shape) for layer, shape in outputs if len(shape) == 4 and hasattr(layer, "kernel")]
+    return max(4 * prod(kernel[:3]) * prod(shape[1:3]) for kernel, shape in kernels if kernel[0] > 1)
+
+
+def _pooled_bytes(model, rois):
+    return 4 * rois * prod(model.get_layer("roi_head").input_shape[1:])
+
+
+def _slope_bytes(model, maps, pooled):
+    """What the gradient of RoIAlign holds: a map's width for each column of a RoI, or all cells of the pyramid."""
+    if len(maps) > 1:
+        return 3 * sum(4 * prod(shape) for shape in maps)
+    return 2 * pooled * maps[0][2] // model.config.model.roi_pool_size
+
+
+@contextlib.contextmanager
+def told_in_a_sentence(model, records, validation):
+    """Raise MemoryError with what to lower, where memory runs out in the block; arguments as in `estimate`."""
+    try:
+        yield
+    except Exception as error:
+        if not backend.is_out_of_memory(error):
+            raise
+        need = describe(estimate(model, records, validation))
+        raise MemoryError(f"memory ran out: this training takes about {need}; lower {_fields(model)}") from error
+
+
+def describe_need(model, records, validation):
+    """What `estimate` says, of what is free, and what to lower where that is less; arguments as there."""
+    need, free = estimate(model, records, validation), free_memory()
+    if free is None:
+        return f"memory: about {describe(need)}"
+    line = f"memory: about {describe(need)} of {describe(free)} free"
+    return line if need <= free else f"{line}\nnote: it may not be enough; lower {_fields(model)}"
+
+
+def _fields(model):
+    names = (name.split(".") for name in (FIELDS[:2] if model.name == "classifier" else FIELDS))
+    values = model.config.model_dump()
+    *others, last = (f"{section}.{field} ({values[section][field]})" for section, field in names)
+    return f"{', '.join(others)} or {last}"
+
+
+def describe(count):
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB"
+
+
+def free_memory(root="/"):
+    """Bytes that this process may come to hold where Keras computes, its own among them; None where nothing tells.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    if not backend.device_name().endswith("CPU"):
+        return backend.free_gpu_memory()
+    try:
+        free = _kilobytes(root, "proc/meminfo", "MemAvailable") + _kilobytes(root, "proc/self/status", "VmRSS")
+        return min([free, *_group_limits(root)])
+    except OSError:  # not Linux
+        return None
+
+
+def _kilobytes(root, file, entry):
+    line = next(line for line in Path(root, file).read_text().splitlines() if line.startswith(entry))
+    return 1024 * int(line.split()[1])
+
+
+def _group_limits(root):
+    """The limits, in bytes, of the control groups that hold this process, of version 2 and 1: those of containers."""
+    for line in Path(root, "proc/self/cgroup").read_text().splitlines():
+        _, kinds, group = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        place, name = ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
+        for folder in (Path(group), *Path(group).parents):  # a group has the limits of those around it, too
+            file = Path(root, "sys/fs/cgroup", place, *folder.parts[1:], name)
+            if file.exists() and (limit := file.read_text().strip()) != "max":
+                yield int(limit)
+
+
+def total():
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
