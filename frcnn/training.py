@@ -1,7 +1,6 @@
 """Training: what `train_frcnn.py` calls. Stock `compile` and `fit`; the run folder; what is said after each epoch."""
 
 import contextlib
-import functools
 import importlib.util
 import json
 import platform
@@ -15,9 +14,8 @@ from frcnn import backend
 from frcnn.config import save_config
 from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
 from frcnn.data.readers.annotation_text import write_annotations
-from frcnn.evaluation import evaluate
-from frcnn.inference import detect
-from frcnn.models.detector import build_detector, detection_model
+from frcnn.health import HealthReport, validation_scores
+from frcnn.models.detector import build_detector
 from frcnn.models.resnet import ConvNorm
 from frcnn.optimizer import build_optimizer
 from frcnn.plots import plot_history
@@ -44,7 +42,8 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
 
     Returns:
         keras.callbacks.History: per epoch the loss, the four losses, the same with `val_`, `val_map` (AP50, VOC all
-        points, 0..1), `pictures_per_second` and `data_wait` (share of the time, 0..1).
+        points, 0..1), `val_rpn_recall` and `val_best_score` (see `frcnn.health`), `pictures_per_second` and `data_wait`
+        (share of the time, 0..1). `model.findings` of `train_model` holds what stood in the way of learning.
 
     Raises:
         ValueError: the output holds a run already, there are too few pictures to split, or weights do not fit.
@@ -98,7 +97,7 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
     write_run_files(output, model)
     write_annotations(output / "train.txt", records, model.class_names)
     write_annotations(output / "validation.txt", validation, model.class_names)
-    score = {"monitor": "val_map", "mean_ap": _mean_ap_of(validation)} if validation else {}
+    score = {"monitor": "val_map", "measure": validation_scores(validation)} if validation else {}
     return fit_model(model, records, validation, output, verbose, make_batch, **score)
 
 
@@ -127,7 +126,9 @@ def fit_model(model, records, validation, output, verbose, make, **score):
         keras.callbacks.History.
     """
     config = model.config
-    batches = TimedBatches(training_batches(records, config, config.train.seed, make=make))
+    steps = _steps_in_an_epoch(config, records)
+    health = HealthReport(records, config, steps)
+    batches = TimedBatches(health.watch(training_batches(records, config, config.train.seed, make=make)))
     validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
     validation_settings = {}
     with _closing(batches, validation_batches):
@@ -139,8 +140,8 @@ def fit_model(model, records, validation, output, verbose, make, **score):
         return model.fit(
             _as_fit_data(batches, records, config, make),
             epochs=config.train.epochs,
-            steps_per_epoch=_steps_in_an_epoch(config, records),
-            callbacks=build_callbacks(output, config, records, batches, **score),
+            steps_per_epoch=steps,
+            callbacks=[*build_callbacks(output, config, records, batches, **score), health],
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled
             **validation_settings,
@@ -209,14 +210,14 @@ def _as_fit_data(batches, records, config, make):
 
 
 class EpochReport(keras.callbacks.Callback):
-    """Adds `pictures_per_second`, `data_wait` and, where `mean_ap` measures it, `val_map` to the logs.
+    """Adds `pictures_per_second`, `data_wait` and, where there is one, what `measure` gives of the model to the logs.
 
     Must stand before whatever writes them.
     """
 
-    def __init__(self, batch_size, batches, mean_ap=None):
+    def __init__(self, batch_size, batches, measure=None):
         super().__init__()
-        self.batch_size, self.batches, self.mean_ap = batch_size, batches, mean_ap
+        self.batch_size, self.batches, self.measure = batch_size, batches, measure
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start, self._waited, self._steps = time.perf_counter(), self.batches.seconds, 0
@@ -230,19 +231,8 @@ class EpochReport(keras.callbacks.Callback):
         elapsed = max(self._end - self._start, 1e-9)
         logs["pictures_per_second"] = self._steps * self.batch_size / elapsed
         logs["data_wait"] = self._share
-        if self.mean_ap:
-            logs["val_map"] = self.mean_ap(self.model)
-
-
-def _mean_ap_of(validation):
-    """A function of the training model: its mAP on these records."""
-    twin = functools.cache(detection_model)  # JAX would compile each new one
-
-    def mean_ap(model):
-        found = detect(twin(model), [record.path for record in validation])
-        return evaluate(validation, found, model.class_names, metric="voc12").mean_ap
-
-    return mean_ap
+        if self.measure:
+            logs.update(self.measure(self.model))
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -275,7 +265,7 @@ class PlotCurves(keras.callbacks.Callback):
         plot_history(self.output / "history.csv", self.output / "curves.png")
 
 
-def build_callbacks(output, config, records, batches, monitor="loss", mean_ap=None):
+def build_callbacks(output, config, records, batches, monitor="loss", measure=None):
     """Everything that watches a run, in the order in which it must be called.
 
     Args:
@@ -283,7 +273,7 @@ def build_callbacks(output, config, records, batches, monitor="loss", mean_ap=No
         config, records: as in `train`.
         batches: the `TimedBatches` that training draws from.
         monitor: what decides which weights are the best: "loss", the lowest, or the name of a score, the highest.
-        mean_ap: function of the model that gives its validation mAP, or None.
+        measure: function of the model that gives validation scores, a dict, or None.
     """
 
     def files_of(epoch, step):
@@ -293,7 +283,7 @@ def build_callbacks(output, config, records, batches, monitor="loss", mean_ap=No
     save = {"save_weights_only": True, "verbose": 0}
     callbacks = [
         StopOnNonFinite(files_of),
-        EpochReport(config.train.batch_size, batches, mean_ap),
+        EpochReport(config.train.batch_size, batches, measure),
         keras.callbacks.CSVLogger(str(output / "history.csv")),
         PlotCurves(output),
         keras.callbacks.ModelCheckpoint(str(output / "last.weights.h5"), **save),

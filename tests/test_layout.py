@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "frcnn").rglob("*.py"))
 BACKENDS = {"tensorflow", "jax", "torch"}
 # What each part may not name. A part that is not here may import everything but the backends.
-RUNS = ("frcnn.training", "frcnn.optimizer", "frcnn.classification", "frcnn.inference")
+RUNS = ("frcnn.training", "frcnn.optimizer", "frcnn.classification", "frcnn.inference", "frcnn.health", "frcnn.check")
 KERAS_SIDE = ("keras", "frcnn.backend", "frcnn.ops", "frcnn.models", "frcnn.weights", "frcnn.weight_files", *RUNS)
 FILES_SIDE = ("frcnn.data", "frcnn.evaluation", "frcnn.outputs", "frcnn.plots", "frcnn.visualize")
 COMMANDS = ("frcnn.cli", "argparse")

@@ -1,0 +1,303 @@
+"""What an epoch shows of a training that will not learn, and what to do about it.
+
+The `judge_...` functions are pure: numbers in, findings out. `validation_scores` measures some of these numbers, and
+`HealthReport` collects the others while Keras trains, judges them after each epoch and says what is new.
+"""
+
+import contextlib
+import functools
+import warnings
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from frcnn.data.anchor_recall import Boxes, Settings, best_overlaps, suggest_settings
+from frcnn.data.images import resized_size
+from frcnn.doctor_report import paste
+from frcnn.evaluation import evaluate
+from frcnn.evaluation.voc import areas
+from frcnn.inference import detect
+from frcnn.models.detector import detection_model
+
+PROPOSALS = 300  # Ren et al. 2015, section 3.3
+DRAWN = 0.5  # the lowest score that `frcnn detect` draws
+LOW_RECALL = 0.5  # of the proposals: healthy runs pass it before they have settled
+LONG_WAIT = 0.2  # share of the time
+_SETTLED_EPOCHS = 4
+_FLAT, _RISEN = 0.95, 1.2
+
+
+class Finding(NamedTuple):
+    """Something that keeps a training from learning.
+
+    Attributes:
+        key: tuple; two findings with the same key say the same, perhaps with other numbers.
+        text: a sentence that says what is wrong, and one with the cure.
+    """
+
+    key: tuple
+    text: str
+
+
+def judge_anchors(labels, overlaps, positive_iou, class_names, cure):
+    """Find the classes of which no box has an anchor that stands for it by its overlap.
+
+    Args:
+        labels, overlaps: (N,) int and (N,) float, class of each box and its IoU with its best anchor (`best_overlaps`).
+        positive_iou: see `RPNConfig`.
+        class_names: K strings.
+        cure: function without arguments that gives better settings as text; called only if there is a finding.
+
+    Returns:
+        list of Finding.
+    """
+    found = []
+    for label in np.unique(labels):
+        own = overlaps[labels == label]
+        if own.max() >= positive_iou:
+            continue
+        missed = np.count_nonzero(own == 0)
+        text = (
+            f"of class {class_names[label]!r:.80} no anchor overlaps any of the {len(own)} boxes by rpn.positive_iou "
+            f"{positive_iou:g}: each stands on its best anchor alone (median IoU {np.median(own):.2f})"
+            f"{f', {missed} on none' * bool(missed)}. Try {cure()}, as frcnn doctor does"
+        )
+        found.append(Finding(("anchors", int(label)), text))
+    return found
+
+
+def judge_recall(recall, settled):
+    """Say if the RPN's proposals miss the objects.
+
+    Args:
+        recall: share of the validation boxes that a proposal overlaps by 0.5, 0..1 or nan.
+        settled: whether the run is far enough to judge, see `is_settled`.
+
+    Returns:
+        list of Finding.
+    """
+    if not settled or not recall < LOW_RECALL:
+        return []
+    text = (
+        f"the RPN's best {PROPOSALS} proposals (or rpn.test_post_nms) cover only {recall:.0%} of the validation boxes "
+        "by IoU 0.5; what they miss cannot be found. Look at frcnn doctor, model.norm and frcnn train --check"
+    )
+    return [Finding(("recall",), text)]
+
+
+def judge_score(score, threshold, settled):
+    """Say if nothing that is seen in the validation pictures scores enough to be found, or to be drawn.
+
+    Args:
+        score: the highest score of any class in any proposal, 0..1.
+        threshold: `detect.score_threshold`.
+        settled: see `is_settled`.
+
+    Returns:
+        list of Finding.
+    """
+    limit, what = (threshold, "found") if score < threshold else (DRAWN, "drawn")
+    if not settled or not score < limit:
+        return []
+    named = f"detect.score_threshold {threshold:g}" if what == "found" else f"the {DRAWN:g} of --draw-score"
+    text = (
+        f"the highest score in the validation pictures is {score:.2g}, below {named}: nothing would be {what}. "
+        "Train longer (train.epochs); if the loss falls no more, see docs/no_detections.md"
+    )
+    return [Finding(("score", what), text)]
+
+
+def judge_loss(losses, settled):
+    """Say if the loss of a run is flat or rises.
+
+    The loss may well rise in the second and third epoch: better proposals give the head more to learn.
+
+    Args:
+        losses: of the epochs so far, means over their steps.
+        settled: see `is_settled`.
+
+    Returns:
+        list of Finding: flat, if no epoch was 5 % below the first; rising, after three rises in turn to 1.2 times the
+        lowest.
+    """
+    last = losses[-4:]
+    if len(last) == 4 and all(np.diff(last) > 0) and last[-1] > _RISEN * min(losses):
+        shown = " ".join(f"{loss:.3g}" for loss in last)
+        return [Finding(("loss", "rises"), f"the loss rises: {shown}. Try a third of the train.learning_rate")]
+    if settled and len(losses) > 1 and min(losses[1:]) > _FLAT * losses[0]:
+        text = (
+            f"the loss is flat: {losses[0]:.3g} in the first epoch, {losses[-1]:.3g} in number {len(losses)}. "
+            "Try three times the train.learning_rate; if that changes nothing, look at model.norm and the annotations"
+        )
+        return [Finding(("loss", "flat"), text)]
+    return []
+
+
+def judge_wait(share):
+    """Say if more than a fifth of an epoch's time, 0..1, was spent waiting for pictures."""
+    if not share > LONG_WAIT:
+        return []
+    text = (
+        f"{share:.0%} of the time is spent waiting for pictures. More data.workers help, up to the number of "
+        "processor cores, and so do pictures that are stored no larger than data.im_size needs"
+    )
+    return [Finding(("wait",), text)]
+
+
+def is_settled(epochs, steps, config):
+    """Whether a run of so many epochs should have begun to learn.
+
+    Args:
+        epochs: that are over.
+        steps: of an epoch.
+        config: `frcnn.Config`.
+
+    Returns:
+        bool: at least four epochs and twice the warm-up are over, or the whole run is.
+    """
+    warmup = min(config.train.warmup_steps, steps * config.train.epochs // 4)  # as in `build_optimizer`
+    return epochs >= config.train.epochs or (epochs >= _SETTLED_EPOCHS and epochs * steps >= 2 * warmup)
+
+
+def better_anchors(records, config, classes):
+    """The anchors that `frcnn doctor` proposes for records, as overrides; config: `frcnn.Config`, classes: K."""
+    data, model = config.data, config.model
+    now = Settings(data.im_size, data.max_size, model.anchor_levels, model.anchor_ratios, None)
+    settings, chosen = suggest_settings(records, classes, now, data.rotate_90)
+    return paste(settings[chosen])
+
+
+# ------------------------------------------------------------------------------------------------- measurements
+
+
+def validation_scores(validation):
+    """Make the function that measures a training model on records.
+
+    Args:
+        validation: list of ImageRecord.
+
+    Returns:
+        function, `FasterRCNN` -> dict: `val_map`, the mAP (AP50, VOC all points, 0..1), `val_rpn_recall` and
+        `val_best_score`, see `look`.
+    """
+    twin = functools.cache(open_twin)  # JAX would compile each new one
+
+    def measure(model):
+        found, recall, score = look(twin(model), validation)
+        mean_ap = evaluate(validation, found, model.class_names, metric="voc12").mean_ap
+        return {"val_map": mean_ap, "val_rpn_recall": recall, "val_best_score": score}
+
+    return measure
+
+
+def open_twin(model):
+    """The detection twin of a `FasterRCNN`, whose outputs hold as well what goes into its last layer, for `look`."""
+    detector = detection_model(model)
+    names = ("proposals", "proposal_scores", "class_logits")
+    twin = keras.Model(detector.input, detector.output | dict(zip(names, detector.get_layer("detections").input)))
+    twin.config, twin.class_names = detector.config, detector.class_names
+    return twin
+
+
+def look(twin, records):
+    """Detect, and see on the way what the RPN proposes and how sure the head is.
+
+    Args:
+        twin: from `open_twin`.
+        records: list of ImageRecord.
+
+    Returns:
+        list of Detections; the share of the boxes that one of the best 300 proposals overlaps by 0.5, nan without
+        boxes; the highest score of any class in any proposal, 0..1.
+    """
+    rows, covered, best = iter(records), [], [0.0]
+
+    def predict_on_batch(inputs):
+        outputs = twin.predict_on_batch(inputs)
+        shown = zip(outputs["proposals"], outputs["proposal_scores"], outputs["class_logits"], rows)
+        for proposals, scores, logits, record in shown:  # the last batch ends in copies: the records end before
+            covered.extend(_covered(record, proposals[:PROPOSALS], twin.config.data))
+            best.append(_best_score(logits[scores > -np.inf]))
+        return outputs
+
+    detector = SimpleNamespace(config=twin.config, class_names=twin.class_names, predict_on_batch=predict_on_batch)
+    found = detect(detector, [record.path for record in records])
+    return found, float(np.mean(covered)) if covered else float("nan"), max(best)
+
+
+def _covered(record, proposals, data):
+    """(G,) bool, which boxes of a record, difficult ones and crowds aside, a proposal (P, 4) overlaps by 0.5."""
+    height, width = record.size
+    scale = np.array(resized_size(height, width, data.im_size, data.max_size)) / (height, width)
+    boxes = record.boxes[~(record.difficult | record.crowd)] * scale[[1, 0, 1, 0]]
+    shared, area, other = areas(boxes[:, None], proposals.astype(np.float64))
+    return (shared >= 0.5 * (area + other - shared)).any(axis=1)
+
+
+def _best_score(logits):
+    """The highest probability of a class, the background aside; logits: (P, K + 1)."""
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return float((chances[:, :-1] / chances.sum(axis=1, keepdims=True)).max(initial=0.0))
+
+
+class HealthReport(keras.callbacks.Callback):
+    """Judges each epoch, keeps every finding in the model's `findings`, strings, and warns of it when the next epoch begins.
+
+    Each is said once: what was said before in other numbers is not said again. Must stand behind `EpochReport`.
+    """
+
+    def __init__(self, records, config, steps):
+        super().__init__()
+        self.records, self.config, self.steps = records, config, steps
+        self.findings = []
+        self._losses, self._boxes, self._keys, self._unsaid = [], [], set(), []
+
+    def watch(self, batches):
+        """Yield the batches of a generator, and take down how well their boxes are met by anchors."""
+        model = self.config.model
+        with contextlib.closing(batches):
+            for batch in batches:
+                inputs = batch[0]
+                if "gt_boxes" in inputs:  # not a classifier's
+                    there = inputs["gt_labels"] >= 0
+                    corners, labels = inputs["gt_boxes"][there], inputs["gt_labels"][there]
+                    sizes = np.tile(inputs["images"].shape[1:3], (len(corners), 1))
+                    met = best_overlaps(Boxes(corners, sizes, labels), model.anchor_levels, model.anchor_ratios)
+                    self._boxes.append((labels, met))
+                yield batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._say()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._losses.append(float(logs["loss"]))
+        for key, text in self._judge(logs):
+            if key not in self._keys:
+                self._keys.add(key)
+                self.findings.append(f"epoch {epoch + 1}: {text}")
+                self._unsaid.append(self.findings[-1])
+        self.model.findings = tuple(self.findings)
+
+    def on_train_end(self, logs=None):
+        self._say()
+
+    def _judge(self, logs):
+        boxes, self._boxes = self._boxes, []
+        settled = is_settled(len(self._losses), self.steps, self.config)
+        found = judge_loss(self._losses, settled) + judge_wait(logs["data_wait"])
+        if boxes:
+            labels, overlaps = map(np.concatenate, zip(*boxes))
+            names = self.model.class_names
+            cure = functools.cache(lambda: better_anchors(self.records, self.config, len(names)))
+            found += judge_anchors(labels, overlaps, self.config.rpn.positive_iou, names, cure)
+        if "val_rpn_recall" in logs:
+            found += judge_recall(logs["val_rpn_recall"], settled)
+            found += judge_score(logs["val_best_score"], self.config.detect.score_threshold, settled)
+        return found
+
+    def _say(self):
+        """Not at an epoch's end, where a progress bar is not yet complete."""
+        while self._unsaid:
+            warnings.warn(self._unsaid.pop(0), stacklevel=2)
