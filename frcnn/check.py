@@ -178,6 +178,8 @@ def diagnose(history, seconds):
             f"head: the proposals cover {last.recall:.0%} of the boxes, but what becomes of them scores too little or "
             "lies beside the boxes. Look at roi.* and model.norm, and whether the boxes are right: frcnn doctor --html"
         )
-    falls = len(losses) < 4 or np.mean(losses[-2:]) < 0.9 * np.mean(losses[-4:-2])
-    still = f"\nThe loss still falls ({losses[0]:.3g} to {losses[-1]:.3g}): frcnn train --check {4 * seconds:g}" if falls else ""
-    return f"AP50 {last.mean_ap:.2f} after {last.steps} steps. What fails is the {stage}.{still}"
+    fact = f"AP50 {last.mean_ap:.2f} after {last.seconds:.0f} s and {last.steps} steps"
+    if len(losses) >= 4 and np.mean(losses[-2:]) >= 0.9 * np.mean(losses[-4:-2]):
+        return f"{fact}. What fails is the {stage}"
+    more = f"the loss still falls ({losses[0]:.3g} to {losses[-1]:.3g}): try --check {4 * seconds:g}"
+    return f"{fact}, and {more}. What is behind is the {stage}"

@@ -243,7 +243,7 @@ def _best_score(logits):
 
 
 class HealthReport(keras.callbacks.Callback):
-    """Judges each epoch, keeps every finding in the model's `findings`, strings, and warns of it when the next epoch begins.
+    """Judges each epoch, keeps what it finds in the model's `findings`, a tuple of strings, and warns of it.
 
     Each is said once: what was said before in other numbers is not said again. Must stand behind `EpochReport`.
     """
