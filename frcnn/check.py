@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from frcnn.data.anchor_recall import best_overlaps, resize_boxes
-from frcnn.data.batches import make_batch, plan_epoch
+from frcnn.data.batches import make_batch
 from frcnn.evaluation import evaluate
 from frcnn.health import better_anchors, look, open_twin
 from frcnn.models.resnet import ConvNorm
@@ -17,11 +17,10 @@ from frcnn.weights import flat_layers
 
 PICTURES = 4
 GOAL = 0.9  # AP50
-_BATCH = 2
 # Adam learns by heart at this rate whatever the data are, and needs no rate of theirs.
 _LEARNING_RATE, _WARMUP_STEPS = 1e-3, 10
-# Of the stored statistics. At that rate the network of ten steps ago (0.9) is another one; as the same four pictures
-# come again and again, there is little noise to average out.
+# Of the stored statistics. At that rate the network of ten steps ago (0.9) is another one, and a batch that is always
+# the same has little noise to average out.
 _MOMENTUM = 0.7
 _EVERY = 10.0  # seconds between two evaluations, at least
 
@@ -116,8 +115,8 @@ def learn_by_heart(model, records, seconds):
     for step in itertools.count(1):
         decay = 0.5 * (1 + np.cos(np.pi * min(passed / seconds, 1.0)))
         model.optimizer.learning_rate = _LEARNING_RATE * decay * min(1.0, step / _WARMUP_STEPS)
-        seeds = generator.integers(0, 2**31, _BATCH).astype(np.int32)
-        batch = batches[step % len(batches)] | {"sampling_seeds": seeds}
+        batch = dict(batches[step % len(batches)])
+        batch["sampling_seeds"] = generator.integers(0, 2**31, len(batch["images"])).astype(np.int32)
         losses.append(float(model.train_on_batch(batch, return_dict=True)["loss"]))
         if step == len(batches):  # every size of batch is compiled now; detection is next
             look(twin, records)
@@ -138,8 +137,9 @@ def learn_by_heart(model, records, seconds):
 
 
 def _batches(records, config):
-    """The same batches for every epoch, in memory."""
-    plan = plan_epoch(records, _BATCH, config.train.seed, 0, shuffle=False)
+    """The batches of an epoch; with batch normalisation one of all pictures, whose statistics detection then meets."""
+    size = len(records) if config.model.norm == "batch" else min(config.train.batch_size, len(records))
+    plan = np.resize(np.arange(len(records)), (-(-len(records) // size), size))
     settings = {"augment": False, "shuffle": False, "plan": plan}
     return [make_batch(records, config, config.train.seed, 0, step, **settings) for step in range(len(plan))]
 

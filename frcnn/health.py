@@ -1,14 +1,13 @@
 """What an epoch shows of a training that will not learn, and what to do about it.
 
-The `judge_...` functions are pure: numbers in, findings out. `validation_scores` measures some of these numbers, and
-`HealthReport` collects the others while Keras trains, judges them after each epoch and says what is new.
+The `judge_...` functions are pure: numbers in, findings out. A finding is (key, text): the text says what is wrong and
+what to do, and two of the same key say the same, perhaps in other numbers.
 """
 
 import contextlib
 import functools
 import warnings
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -22,27 +21,15 @@ from frcnn.inference import detect
 from frcnn.models.detector import detection_model
 
 PROPOSALS = 300  # Ren et al. 2015, section 3.3
-DRAWN = 0.5  # the lowest score that `frcnn detect` draws
-LOW_RECALL = 0.5  # of the proposals: healthy runs pass it before they have settled
-LONG_WAIT = 0.2  # share of the time
+_DRAWN = 0.5  # the lowest score that `frcnn detect` draws
+_LOW_RECALL = 0.5
+_LONG_WAIT = 0.2
 _SETTLED_EPOCHS = 4
 _FLAT, _RISEN = 0.95, 1.2
 
 
-class Finding(NamedTuple):
-    """Something that keeps a training from learning.
-
-    Attributes:
-        key: tuple; two findings with the same key say the same, perhaps with other numbers.
-        text: a sentence that says what is wrong, and one with the cure.
-    """
-
-    key: tuple
-    text: str
-
-
 def judge_anchors(labels, overlaps, positive_iou, class_names, cure):
-    """Find the classes of which no box has an anchor that stands for it by its overlap.
+    """Find the classes of which no box is overlapped enough for an anchor to stand for it on that account.
 
     Args:
         labels, overlaps: (N,) int and (N,) float, class of each box and its IoU with its best anchor (`best_overlaps`).
@@ -51,7 +38,7 @@ def judge_anchors(labels, overlaps, positive_iou, class_names, cure):
         cure: function without arguments that gives better settings as text; called only if there is a finding.
 
     Returns:
-        list of Finding.
+        list of findings.
     """
     found = []
     for label in np.unique(labels):
@@ -64,98 +51,79 @@ def judge_anchors(labels, overlaps, positive_iou, class_names, cure):
             f"{positive_iou:g}: each stands on its best anchor alone (median IoU {np.median(own):.2f})"
             f"{f', {missed} on none' * bool(missed)}. Try {cure()}, as frcnn doctor does"
         )
-        found.append(Finding(("anchors", int(label)), text))
+        found.append((("anchors", int(label)), text))
     return found
 
 
-def judge_recall(recall, settled):
-    """Say if the RPN's proposals miss the objects.
+def judge_scores(recall, score, threshold):
+    """Find what keeps objects from being found in a run that should have begun to learn.
 
     Args:
-        recall: share of the validation boxes that a proposal overlaps by 0.5, 0..1 or nan.
-        settled: whether the run is far enough to judge, see `is_settled`.
-
-    Returns:
-        list of Finding.
-    """
-    if not settled or not recall < LOW_RECALL:
-        return []
-    text = (
-        f"the RPN's best {PROPOSALS} proposals (or rpn.test_post_nms) cover only {recall:.0%} of the validation boxes "
-        "by IoU 0.5; what they miss cannot be found. Look at frcnn doctor, model.norm and frcnn train --check"
-    )
-    return [Finding(("recall",), text)]
-
-
-def judge_score(score, threshold, settled):
-    """Say if nothing that is seen in the validation pictures scores enough to be found, or to be drawn.
-
-    Args:
-        score: the highest score of any class in any proposal, 0..1.
+        recall, score: `val_rpn_recall` and `val_best_score` of `validation_scores`.
         threshold: `detect.score_threshold`.
-        settled: see `is_settled`.
 
     Returns:
-        list of Finding.
+        list of findings: the RPN's proposals miss half of the objects; no score is high enough to be found, or drawn.
     """
-    limit, what = (threshold, "found") if score < threshold else (DRAWN, "drawn")
-    if not settled or not score < limit:
-        return []
-    named = f"detect.score_threshold {threshold:g}" if what == "found" else f"the {DRAWN:g} of --draw-score"
-    text = (
-        f"the highest score in the validation pictures is {score:.2g}, below {named}: nothing would be {what}. "
-        "Train longer (train.epochs); if the loss falls no more, see docs/no_detections.md"
-    )
-    return [Finding(("score", what), text)]
+    found = []
+    if recall < _LOW_RECALL:
+        text = (
+            f"the RPN's best {PROPOSALS} proposals (or rpn.test_post_nms) cover only {recall:.0%} of the validation "
+            "boxes by IoU 0.5; what they miss cannot be found. Look at frcnn doctor, model.norm and frcnn train --check"
+        )
+        found.append((("recall",), text))
+    limits = ((threshold, "found", "detect.score_threshold"), (_DRAWN, "drawn", "--draw-score"))
+    for limit, what, name in limits:
+        if score < limit:
+            text = (
+                f"the highest score in the validation pictures is {score:.2g}, below {name} {limit:g}: nothing would "
+                f"be {what}. Train longer (train.epochs); if the loss falls no more, see docs/no_detections.md"
+            )
+            return [*found, (("score", what), text)]
+    return found
 
 
 def judge_loss(losses, settled):
-    """Say if the loss of a run is flat or rises.
+    """Say if the loss is flat, no epoch 5 % below the first, or rises, three times in turn to 1.2 times the lowest.
 
-    The loss may well rise in the second and third epoch: better proposals give the head more to learn.
+    It may well rise in the second and third epoch: better proposals give the head more to learn.
 
     Args:
         losses: of the epochs so far, means over their steps.
-        settled: see `is_settled`.
+        settled: see `is_settled`; before, a loss is not called flat.
 
     Returns:
-        list of Finding: flat, if no epoch was 5 % below the first; rising, after three rises in turn to 1.2 times the
-        lowest.
+        list of findings.
     """
     last = losses[-4:]
     if len(last) == 4 and all(np.diff(last) > 0) and last[-1] > _RISEN * min(losses):
         shown = " ".join(f"{loss:.3g}" for loss in last)
-        return [Finding(("loss", "rises"), f"the loss rises: {shown}. Try a third of the train.learning_rate")]
-    if settled and len(losses) > 1 and min(losses[1:]) > _FLAT * losses[0]:
-        text = (
-            f"the loss is flat: {losses[0]:.3g} in the first epoch, {losses[-1]:.3g} in number {len(losses)}. "
-            "Try three times the train.learning_rate; if that changes nothing, look at model.norm and the annotations"
-        )
-        return [Finding(("loss", "flat"), text)]
-    return []
+        return [(("loss", "rises"), f"the loss rises: {shown}. Try a third of the train.learning_rate")]
+    if not settled or len(losses) < 2 or min(losses[1:]) <= _FLAT * losses[0]:
+        return []
+    text = (
+        f"the loss is flat: {losses[0]:.3g} in the first epoch, {losses[-1]:.3g} in number {len(losses)}. "
+        "Try three times the train.learning_rate; if that changes nothing, look at model.norm and the annotations"
+    )
+    return [(("loss", "flat"), text)]
 
 
 def judge_wait(share):
-    """Say if more than a fifth of an epoch's time, 0..1, was spent waiting for pictures."""
-    if not share > LONG_WAIT:
-        return []
+    """Say if more than a fifth of an epoch's time, 0..1, went by in waiting for pictures."""
     text = (
-        f"{share:.0%} of the time is spent waiting for pictures. More data.workers help, up to the number of "
+        f"{share:.0%} of the time goes by in waiting for pictures. More data.workers help, up to the number of "
         "processor cores, and so do pictures that are stored no larger than data.im_size needs"
     )
-    return [Finding(("wait",), text)]
+    return [(("wait",), text)] if share > _LONG_WAIT else []
 
 
 def is_settled(epochs, steps, config):
-    """Whether a run of so many epochs should have begun to learn.
+    """Whether a run should have begun to learn: after four epochs and twice the warm-up, or at its end.
 
     Args:
         epochs: that are over.
         steps: of an epoch.
         config: `frcnn.Config`.
-
-    Returns:
-        bool: at least four epochs and twice the warm-up are over, or the whole run is.
     """
     warmup = min(config.train.warmup_steps, steps * config.train.epochs // 4)  # as in `build_optimizer`
     return epochs >= config.train.epochs or (epochs >= _SETTLED_EPOCHS and epochs * steps >= 2 * warmup)
@@ -285,16 +253,15 @@ class HealthReport(keras.callbacks.Callback):
 
     def _judge(self, logs):
         boxes, self._boxes = self._boxes, []
-        settled = is_settled(len(self._losses), self.steps, self.config)
+        settled, config = is_settled(len(self._losses), self.steps, self.config), self.config
         found = judge_loss(self._losses, settled) + judge_wait(logs["data_wait"])
         if boxes:
-            labels, overlaps = map(np.concatenate, zip(*boxes))
             names = self.model.class_names
-            cure = functools.cache(lambda: better_anchors(self.records, self.config, len(names)))
-            found += judge_anchors(labels, overlaps, self.config.rpn.positive_iou, names, cure)
-        if "val_rpn_recall" in logs:
-            found += judge_recall(logs["val_rpn_recall"], settled)
-            found += judge_score(logs["val_best_score"], self.config.detect.score_threshold, settled)
+            cure = functools.cache(lambda: better_anchors(self.records, config, len(names)))
+            found += judge_anchors(*map(np.concatenate, zip(*boxes)), config.rpn.positive_iou, names, cure)
+        if settled and "val_rpn_recall" in logs:
+            scores = logs["val_rpn_recall"], logs["val_best_score"]
+            found += judge_scores(*scores, config.detect.score_threshold)
         return found
 
     def _say(self):

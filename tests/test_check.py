@@ -115,7 +115,7 @@ class FakeModel:
     """Learns nothing; a step takes a second, and so does a look at it."""
 
     def __init__(self, monkeypatch):
-        self.config, self.layers, self.now, self.rates = tiny_config(), [], 0.0, []
+        self.config, self.layers, self.now, self.rates = tiny_config("model.norm=batch"), [], 0.0, []
         monkeypatch.setattr(check, "open_twin", lambda model: None)
         monkeypatch.setattr(check, "look", lambda twin, records: None)
         monkeypatch.setattr(check, "_scores", self.scores)
@@ -129,7 +129,7 @@ class FakeModel:
         return 0.1, 0.2, 0.3
 
     def train_on_batch(self, batch, return_dict):
-        assert batch["images"].shape[0] == 2 and len(set(batch["sampling_seeds"].tolist())) == 2
+        assert batch["images"].shape[0] == 3 and len(set(batch["sampling_seeds"].tolist())) == 3
         self.rates.append(float(self.optimizer.learning_rate))
         self.now += 1.0
         return {"loss": float(len(self.rates))}
@@ -137,18 +137,18 @@ class FakeModel:
 
 @pytest.mark.tensorflow
 def test_the_time_ends_it_by_hand(tmp_path, monkeypatch):
-    """Four pictures with objects would be two batches, three are two too: the clock starts behind the second step."""
+    """Three pictures, one batch: the clock starts behind the first step."""
     records, model = choose_pictures(write_tiny_pictures(tmp_path), 0), FakeModel(monkeypatch)
     history = list(learn_by_heart(model, records, 25.0))
-    # Looks behind steps 12 (10 s, then 11 with the look) and 22 (21 s), and at the end: step 25 is over at 25 s.
-    assert [(item.steps, item.seconds) for item in history] == [(12, 10.0), (22, 21.0), (25, 25.0)]
-    # Means of the losses 1 to 12, 13 to 22, 23 to 25.
-    assert [item.loss for item in history] == [6.5, 17.5, 24.0]
+    # Looks behind steps 11 (10 s, then 11 with the look) and 21 (21 s), and at the end: step 24 is over at 25 s.
+    assert [(item.steps, item.seconds) for item in history] == [(11, 10.0), (21, 21.0), (24, 25.0)]
+    # Means of the losses 1 to 11, 12 to 21, 22 to 24.
+    assert [item.loss for item in history] == [6.0, 16.5, 23.0]
     assert history[0][3:] == (0.1, 0.2, 0.3)
-    # Warm-up by tenths, times (1 + cos(pi * s / 25)) / 2, s seconds before the step: 3 at step 6, 8 at step 11.
+    # Warm-up by tenths, times (1 + cos(pi * s / 25)) / 2, s seconds before the step: 4 at step 6, 9 at step 11.
     assert model.rates[:2] == pytest.approx([1e-4, 2e-4])
-    assert model.rates[5] == pytest.approx(6e-4 * 0.5 * (1 + np.cos(np.pi * 3 / 25)), rel=1e-5)
-    assert model.rates[10] == pytest.approx(1e-3 * 0.5 * (1 + np.cos(np.pi * 8 / 25)), rel=1e-5)
+    assert model.rates[5] == pytest.approx(6e-4 * 0.5 * (1 + np.cos(np.pi * 4 / 25)), rel=1e-5)
+    assert model.rates[10] == pytest.approx(1e-3 * 0.5 * (1 + np.cos(np.pi * 9 / 25)), rel=1e-5)
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from frcnn.health import (
     is_settled,
     judge_anchors,
     judge_loss,
-    judge_recall,
-    judge_score,
+    judge_scores,
     judge_wait,
     look,
     open_twin,
@@ -24,7 +23,7 @@ from tests.oracles.tiny import CLASS_NAMES, tiny_batch, tiny_config, write_tiny_
 
 
 def keys(findings):
-    return [finding.key for finding in findings]
+    return [key for key, _ in findings]
 
 
 # ------------------------------------------------------------------------------------------------------- judging
@@ -33,10 +32,10 @@ def keys(findings):
 def test_classes_without_a_positive_anchor_are_named():
     # tall: one box of three at 0.7, which is enough. wide: best 0.5, median of (0, 0.31, 0.5) 0.31, one on no anchor.
     labels, overlaps = np.array([0, 1, 0, 1, 0, 1]), np.array([0.1, 0.31, 0.7, 0.0, 0.2, 0.5], np.float32)
-    (found,) = judge_anchors(labels, overlaps, 0.7, CLASS_NAMES, lambda: "model.anchor_sizes=[9]")
-    assert found.key == ("anchors", 1)
-    assert "'wide'" in found.text and "any of the 3 boxes" in found.text and "positive_iou 0.7" in found.text
-    assert "median IoU 0.31), 1 on none. Try model.anchor_sizes=[9]" in found.text
+    ((key, text),) = judge_anchors(labels, overlaps, 0.7, CLASS_NAMES, lambda: "model.anchor_sizes=[9]")
+    assert key == ("anchors", 1)
+    assert "'wide'" in text and "any of the 3 boxes" in text and "positive_iou 0.7" in text
+    assert "median IoU 0.31), 1 on none. Try model.anchor_sizes=[9]" in text
 
 
 def test_anchors_that_fit_cost_no_search():
@@ -48,36 +47,28 @@ def test_anchors_that_fit_cost_no_search():
 
 
 @pytest.mark.parametrize(
-    ("recall", "settled", "expected"),
-    [(0.49, True, [("recall",)]), (0.49, False, []), (0.5, True, []), (float("nan"), True, [])],
-)
-def test_low_recall_is_said_once_a_run_has_settled(recall, settled, expected):
-    assert keys(judge_recall(recall, settled)) == expected
-
-
-def test_the_recall_is_in_the_text():
-    assert "cover only 12% of the validation boxes" in judge_recall(0.123, True)[0].text
-
-
-@pytest.mark.parametrize(
-    ("score", "threshold", "settled", "expected"),
+    ("recall", "score", "threshold", "expected"),
     [
-        (0.03, 0.05, True, [("score", "found")]),
-        (0.05, 0.05, True, [("score", "drawn")]),
-        (0.49, 0.05, True, [("score", "drawn")]),
-        (0.5, 0.05, True, []),
-        (0.6, 0.7, True, [("score", "found")]),
-        (0.03, 0.05, False, []),
+        (0.49, 0.9, 0.05, [("recall",)]),
+        (0.5, 0.9, 0.05, []),
+        (float("nan"), 0.9, 0.05, []),  # no boxes to cover
+        (0.9, 0.03, 0.05, [("score", "found")]),
+        (0.9, 0.05, 0.05, [("score", "drawn")]),
+        (0.9, 0.49, 0.05, [("score", "drawn")]),
+        (0.9, 0.5, 0.05, []),
+        (0.9, 0.6, 0.7, [("score", "found")]),
+        (0.1, 0.03, 0.05, [("recall",), ("score", "found")]),
     ],
 )
-def test_scores_that_no_threshold_lets_through(score, threshold, settled, expected):
-    assert keys(judge_score(score, threshold, settled)) == expected
+def test_low_recall_and_scores_that_no_threshold_lets_through(recall, score, threshold, expected):
+    assert keys(judge_scores(recall, score, threshold)) == expected
 
 
-def test_the_score_is_in_the_text():
-    text = judge_score(0.03, 0.05, True)[0].text
-    assert "highest score" in text and "0.03, below detect.score_threshold 0.05: nothing would be found" in text
-    assert "below the 0.5 of --draw-score: nothing would be drawn" in judge_score(0.3, 0.05, True)[0].text
+def test_the_numbers_are_in_the_texts():
+    (_, recall), (_, score) = judge_scores(0.123, 0.03, 0.05)
+    assert "cover only 12% of the validation boxes" in recall
+    assert "highest score" in score and "0.03, below detect.score_threshold 0.05: nothing would be found" in score
+    assert "0.3, below --draw-score 0.5: nothing would be drawn" in judge_scores(0.9, 0.3, 0.05)[0][1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +91,7 @@ def test_losses_that_do_not_fall(losses, settled, expected):
 
 def test_a_wait_of_a_fifth_is_no_wait():
     assert keys(judge_wait(0.2)) == [] and keys(judge_wait(0.21)) == [("wait",)]
-    assert judge_wait(0.37)[0].text.startswith("37% of the time")
+    assert judge_wait(0.37)[0][1].startswith("37% of the time")
 
 
 @pytest.mark.parametrize(
