@@ -81,6 +81,7 @@ def test_the_numbers_are_in_the_texts():
         ([2.0, 2.2, 1.5, 1.2], True, []),
         ([1.0, 1.1, 1.2, 1.3], False, [("loss", "rises")]),
         ([1.0, 1.1, 1.15, 1.19], False, []),  # 1.19 times the lowest
+        ([1.0, 1.15, 1.17, 1.2, 1.3], False, [("loss", "rises")]),  # 1.3 times the lowest, which is not of the four
         ([1.0, 1.5, 1.4, 1.6], False, []),  # not three times in turn
         ([9.0, 1.0, 1.1, 1.2, 1.3], True, [("loss", "rises")]),
     ],
