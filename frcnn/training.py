@@ -131,7 +131,8 @@ def fit_model(model, records, validation, output, verbose, make, **score):
     batches = TimedBatches(health.watch(training_batches(records, config, config.train.seed, make=make)))
     validation_batches = TimedBatches(_same_batches_forever(validation, config, make))
     validation_settings = {}
-    with _closing(batches, validation_batches):
+    callbacks = [*build_callbacks(output, config, records, batches, **score), health]
+    with _closing_files(callbacks), _closing(batches, validation_batches):
         if validation:
             validation_settings = {
                 "validation_data": _as_fit_data(validation_batches, validation, config, make),
@@ -141,7 +142,7 @@ def fit_model(model, records, validation, output, verbose, make, **score):
             _as_fit_data(batches, records, config, make),
             epochs=config.train.epochs,
             steps_per_epoch=steps,
-            callbacks=[*build_callbacks(output, config, records, batches, **score), health],
+            callbacks=callbacks,
             verbose=verbose,
             shuffle=False,  # the plan of the epoch has shuffled
             **validation_settings,
@@ -161,6 +162,18 @@ def _closing(*sources):
     finally:
         for source in sources:
             source.close()
+
+
+@contextlib.contextmanager
+def _closing_files(callbacks):
+    """Close the files of Keras's loggers, which do so themselves at the end of a run that ends well only."""
+    try:
+        yield
+    except BaseException:
+        for callback in callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger | keras.callbacks.TensorBoard):
+                callback.on_train_end()
+        raise
 
 
 class TimedBatches:
@@ -190,6 +203,7 @@ class TimedBatches:
         return batch
 
     def close(self):
+        self.error = None  # TensorFlow keeps what it drew from, and an error keeps the frames that it came through
         with self._lock:
             self._batches.close()
 

@@ -126,7 +126,7 @@ def test_what_is_seen_by_hand(monkeypatch):
     # In the network's pixels the boxes are (0, 0, 20, 20), (30, 0, 60, 30), (0, 0, 10, 10).
     # IoU (0, 0, 20, 10) with the first: 200 / 400 = 0.5, found; (30, 0, 59, 15) with the second: 435 / 900, not found.
     proposals = np.zeros((4, 3, 4), np.float32)
-    proposals[0, :2] = (0, 0, 20, 10), (30, 0, 59, 15)
+    proposals[0, :2] = (30, 0, 59, 15), (0, 0, 20, 10)
     proposals[3, 0] = (0, 0, 10, 10)  # of the copy: must not count for anything
     scores = np.full((4, 3), -np.inf, np.float32)
     scores[0, :2], scores[1, 0], scores[3, 0] = 0.9, 0.8, 0.9
