@@ -89,7 +89,7 @@ def read_checkpoint(path):
     if int(line[len(_MAGIC) :]) != FORMAT:
         raise ValueError(
             f"{path} is of {line.decode().partition(', ')[2]}, this frcnn reads format {FORMAT}: "
-            "resume with the version of frcnn that environment.json names"
+            "resume with the version of frcnn that card.json names"
         )
     end = start + 8 + int.from_bytes(data[start : start + 8], "little")
     text = json.loads(bytes(data[start + 8 : end]))

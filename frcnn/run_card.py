@@ -11,7 +11,6 @@ import time
 import warnings
 from collections import Counter
 from datetime import timedelta
-from importlib.metadata import version
 
 import keras
 import numpy as np
@@ -22,6 +21,7 @@ from frcnn.config import changed_fields, describe_config
 from frcnn.data.images import read_image
 from frcnn.files import replacing
 from frcnn.html_page import MOST_LETTERS, as_text, draw_on, embedded, facts, figure, missing_figure, page, shrink, table
+from frcnn.run_folder import versions
 
 _PARTS = ("train", "validation")
 _SAMPLES = 6  # validation pictures on the page
@@ -41,17 +41,14 @@ class RunCard(keras.callbacks.Callback):
         steps: in an epoch.
         found: list that holds the `Detections` of `validation` once an epoch has measured them; others fill it.
         monitor: the column of history.csv whose highest value is that of the best epoch; of "loss" the lowest.
-
-    Attributes:
-        warnings: list of strings that the card shows; who watches the run adds to it.
     """
 
     def __init__(self, output, model, records, validation, steps, found=(), monitor="loss"):
         super().__init__()
         self.set_model(model)
         self.output, self.records, self.validation, self.steps = output, records, validation, steps
-        self.found, self.monitor, self.warnings = found, monitor, []
-        self._facts, self._parts, self._small, self._start = {}, [], {}, time.monotonic()
+        self.found, self.monitor = found, monitor
+        self._facts, self._parts, self._warnings, self._small, self._start = {}, [], [], {}, time.monotonic()
 
     @contextlib.contextmanager
     def written(self):
@@ -73,7 +70,8 @@ class RunCard(keras.callbacks.Callback):
                 self._facts = describe_run(self.model, self.records, self.validation, self.output)
                 self._continue()
             self._parts[-1]["seconds"] = round(time.monotonic() - self._start, 1)
-            card = self._facts | {"parts": self._parts, "warnings": self.warnings}
+            findings = [*self._warnings, *getattr(self.model, "findings", ())]
+            card = self._facts | {"parts": self._parts, "warnings": findings}
             card |= describe_progress(read_history(self.output / "history.csv"), self.monitor, self.steps)
             done, planned = card["epochs"], self._facts["config"]["train"]["epochs"]
             card["state"] = state or ("finished" if done == planned else f"stopped after {done} of {planned} epochs")
@@ -92,7 +90,7 @@ class RunCard(keras.callbacks.Callback):
         except (OSError, ValueError):  # there is none yet, or it is damaged
             before = {}
         self._parts = [*before.get("parts", []), {"started": _now(), "seconds": 0}]
-        self.warnings[:0] = before.get("warnings", [])
+        self._warnings = before.get("warnings", [])
 
     def _figures(self):
         if not self.found:
@@ -123,7 +121,6 @@ def describe_run(model, records, validation, output):
         records, validation: lists of `ImageRecord`, or of `LabelledImage`.
         output: the run folder, a Path; a detector's holds train.txt and validation.txt.
     """
-    packages = ("frcnn", "keras", keras.backend.backend(), "numpy", "opencv-python-headless")
     digests, classes, parts = set(), [{"name": name} for name in model.class_names], {}
     for part, chosen in {"train": records, "validation": validation}.items():
         own = [record_digest(record, model.class_names) for record in chosen]
@@ -139,7 +136,7 @@ def describe_run(model, records, validation, output):
         "folder": os.getcwd(),
         "seed": model.config.train.seed,
         "initial_weights": str(getattr(model, "weights_report", None) or "random").splitlines(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | versions(),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "processor": backend.processor_name(),

@@ -137,7 +137,7 @@ def test_the_life_of_a_run(tmp_path):
         assert "running when this was written" in found["state"] and "it was interrupted" in page
         for epoch in range(3):
             write_history(output, epoch + 1)
-            card.warnings.append(f"odd thing {epoch}")
+            card.model.findings = (*getattr(card.model, "findings", ()), f"odd thing {epoch}")
             card.on_epoch_end(epoch)
         found, page = read(output)
         assert "running" in found["state"] and found["epochs"] == 3
@@ -152,7 +152,7 @@ def test_a_run_that_stops_early_and_goes_on(tmp_path, monkeypatch):
     for part, rows in enumerate((1, 3)):
         card = a_card(output)
         with card.written():
-            card.warnings.append(f"of part {part}")
+            card.model.findings = (f"of part {part}",)
             write_history(output, rows)
             now[0] += 10.5
         assert read(output)[0]["state"] == ("stopped after 1 of 3 epochs", "finished")[part]
@@ -260,7 +260,7 @@ def test_nothing_on_the_page_is_markup_or_comes_from_elsewhere(tmp_path):
     model.weights_report = f"loaded from {evil}\n  {evil}"
     output = tmp_path / "<b>run"
     card = a_card(output, [record], [record], found, model=model)
-    card.warnings.append(f"{evil}\x1b[2J")
+    model.findings = (f"{evil}\x1b[2J",)
     write_history(output, 2)
     (output / "curves.png").write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
     with warnings.catch_warnings(action="error"):

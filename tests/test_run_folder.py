@@ -274,7 +274,7 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path):
     train_shapes(tmp_path / "run", stop=Vanish())
     assert load_run_config(tmp_path / "run", "classifier")[1] == SHAPES
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
-        "best.weights.h5", "last.weights.h5", "history.csv", "steps.csv", "environment.json", "checkpoints"
+        "best.weights.h5", "last.weights.h5", "history.csv", "steps.csv", "card.json", "checkpoints"
     }  # fmt: skip
     assert newest_checkpoint(tmp_path / "run")[1]["epoch"] == 2
 

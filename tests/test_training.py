@@ -1,6 +1,7 @@
 import csv
 import gc
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -32,6 +33,22 @@ def no_thread_is_left_behind():
     yield
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("frcnn-data")]
+
+
+@pytest.fixture
+def gives_back(tmp_path):
+    """No file under `tmp_path` is open after the test, and no thread of Python's is left that was not there before."""
+
+    def threads():
+        return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+
+    before = threads()
+    yield
+    gc.collect()
+    assert threads() <= before
+    handles = Path("/proc/self/fd")  # Linux
+    links = [os.readlink(handle) for handle in handles.iterdir() if handle.is_symlink()] if handles.exists() else []
+    assert not [link for link in links if link.startswith(str(tmp_path))]
 
 
 # ---------------------------------------------------------------------------------------------------- optimizer
@@ -140,7 +157,8 @@ def run(tmp_path_factory):
 def test_history_holds_every_loss_of_both_parts(run):
     folder, history, *_ = run
     losses = ["loss", *LOSSES]
-    expected = {*losses, *(f"val_{name}" for name in losses), "val_map", "pictures_per_second", "data_wait"}
+    expected = {*losses, *(f"val_{name}" for name in losses), "val_map", "val_rpn_recall", "val_best_score"}
+    expected |= {"pictures_per_second", "data_wait"}
     assert set(history) >= expected
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -149,7 +167,7 @@ def test_history_holds_every_loss_of_both_parts(run):
         assert all(float(row[name]) == pytest.approx(history[name][epoch], rel=1e-4) for name in expected)
         assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in LOSSES), rel=1e-4)
         assert float(row["pictures_per_second"]) > 0
-        assert 0 <= float(row["data_wait"]) <= 1 and 0 <= float(row["val_map"]) <= 1
+        assert all(0 <= float(row[name]) <= 1 for name in ("data_wait", "val_map", "val_rpn_recall", "val_best_score"))
 
 
 def test_the_run_folder_says_how_the_run_was_made(run):
@@ -305,7 +323,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pictures(tmp_path)
     assert json.loads((tmp_path / "run" / "card.json").read_text())["state"] == f"stopped: {caught.value}"
 
 
-def test_a_picture_that_has_gone_is_named(tmp_path):
+def test_a_picture_that_has_gone_is_named(tmp_path, gives_back):
     records = write_tiny_pictures(tmp_path)
     config = tiny_config("train.epochs=2")
     gone = batch_files(records, config, config.train.seed, 0, 1)[0]  # not of the first batch, which is read on its own
@@ -316,7 +334,7 @@ def test_a_picture_that_has_gone_is_named(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_patience_ends_a_run_even_while_pictures_are_slow_to_read(tmp_path, monkeypatch):
+def test_patience_ends_a_run_even_while_pictures_are_slow_to_read(tmp_path, monkeypatch, gives_back):
     """A learning rate that changes nothing: no epoch beats the first. The generator is busy when the run ends."""
 
     def slowly(path):

@@ -29,6 +29,14 @@ def add_arguments(parser):
     )
     parser.add_argument("--config", metavar="YAML", help="a recipe (default: the defaults of `frcnn inspect config`)")
     parser.add_argument("--output", metavar="FOLDER", help="run folder to create (default: runs/<date>-<time>)")
+    parser.add_argument(
+        "--check",
+        type=float,
+        nargs="?",
+        const=60.0,
+        metavar="SECONDS",
+        help="only see whether four of the pictures can be learned by heart; exit status 1 if not (default: 60)",
+    )
     parser.add_argument("--backbone-from", metavar="RUN", help="initial weights, of a classifier too: model.weights")
     old = parser.add_argument_group("keras-frcnn's flags")
     old.add_argument("-n", "--num_rois", type=int, metavar="N", help="RoIs in the loss, per picture: roi.samples")
@@ -52,6 +60,8 @@ def add_resume_arguments(add, how):
 
 def run(arguments):
     """Read, train, say where everything is."""
+    if arguments.check is not None:
+        return _check(arguments)
     output, config, records, class_names, validation, saved = (_resume if arguments.resume else _begin)(arguments)
 
     from frcnn import backend, memory, training
@@ -168,6 +178,45 @@ def _resume(arguments):
         is_empty = path.stat().st_size == 0  # nothing to validate on: no annotation file otherwise
         parts.append([] if is_empty else read_records(path, "simple", class_names)[0])
     return run, config, parts[0], class_names, with_flags(parts[1], arrays), (arrays, header)
+
+
+def _check(arguments):
+    """Learn four pictures by heart; say how it goes, and what fails."""
+    from frcnn.config import load_config
+
+    if not arguments.path:
+        raise ValueError("--check: name annotated pictures with -p")
+    config = load_config(arguments.config, [*arguments.overrides, *_flag_overrides(arguments)])
+    if not 0 < arguments.check < float("inf"):
+        raise ValueError(f"--check {arguments.check:g}: give a number of seconds above 0")
+    records, class_names, _ = _read(arguments, config)
+
+    from frcnn import backend, check, training
+
+    backend.start_device()
+    if missed := check.uncovered(records, config, class_names):
+        print(f"check failed at the anchors: {missed}")
+        return 1
+    chosen = check.choose_pictures(records, config.train.seed)
+    model, history = training.build_model(config, class_names), []
+    shown = sorted({class_names[label] for record in chosen for label in record.labels})
+    boxes = sum(len(record.boxes) for record in chosen)
+    print(
+        f"check: {len(chosen)} pictures, {boxes} boxes of {', '.join(shown)}, {model.config.model.norm} normalisation"
+    )
+    print(f"after compiling, at most {arguments.check:g} s of training; nothing is written", flush=True)
+    for progress in check.learn_by_heart(model, chosen, arguments.check):
+        print(
+            f"{progress.seconds:4.0f} s  step {progress.steps:4}  loss {progress.loss:.3f}  proposals cover "
+            f"{progress.recall:.0%}  AP50 {progress.mean_ap:.2f}",
+            flush=True,
+        )
+        history.append(progress)
+    if history[-1].mean_ap >= check.GOAL:
+        print(f"check passed: anchors, RPN and head learn these {len(chosen)} pictures; now it is data and time")
+        return 0
+    print(f"check failed: {check.diagnose(history, arguments.check)}")
+    return 1
 
 
 def _flag_overrides(arguments):
