@@ -180,7 +180,9 @@ def compare(one, other):
     different = [] if (one / "steps.csv").read_bytes() == (other / "steps.csv").read_bytes() else ["steps.csv"]
     tables = [np.genfromtxt(run / "history.csv", delimiter=",", names=True) for run in (one, other)]
     columns = set(tables[0].dtype.names) - MEASURED
-    different += sorted(name for name in columns if not np.array_equal(tables[0][name], tables[1][name]))
+    different += sorted(
+        name for name in columns if not np.array_equal(tables[0][name], tables[1][name], equal_nan=True)
+    )
     for name in ("last.weights.h5", "best.weights.h5"):
         weights = [read_weights(run / name) for run in (one, other)]
         equal = set(weights[0]) == set(weights[1]) and all(

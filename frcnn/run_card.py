@@ -47,7 +47,7 @@ class RunCard(keras.callbacks.Callback):
         super().__init__()
         self.set_model(model)
         self.output, self.records, self.validation, self.steps = output, records, validation, steps
-        self.found, self.monitor = found, monitor
+        self.found, self.monitor, self._failed = found, monitor, False
         self._facts, self._parts, self._warnings, self._small, self._start = {}, [], [], {}, time.monotonic()
 
     @contextlib.contextmanager
@@ -80,8 +80,11 @@ class RunCard(keras.callbacks.Callback):
                 file.write(json.dumps(card, indent=2) + "\n")
             with replacing(self.output / "card.html") as file:
                 file.write(to_html(card, self.model.config, self.output / "curves.png", self._figures()))
+            self._failed = False
         except Exception as error:  # whatever it is: a card is not worth the training that it is about
-            warnings.warn(f"{self.output}: the run card is not written ({error})", stacklevel=1)
+            if not self._failed:
+                warnings.warn(f"{self.output}: the run card is not written ({error})", stacklevel=1)
+            self._failed = True
 
     def _continue(self):
         """Take over what the card of the parts before says, if this run goes on where another stopped."""

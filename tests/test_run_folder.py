@@ -214,22 +214,24 @@ def failing(monkeypatch, error, calls):
     return tried
 
 
+@pytest.mark.filterwarnings("ignore:.*run card is not written")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full disk", "read-only"])
 def test_training_goes_on_when_nothing_can_be_written_and_tries_again(tmp_path, monkeypatch, number):
     """The config is written; then all fails from the second checkpoint on, up to the middle of the second epoch."""
-    tried = failing(monkeypatch, OSError(number, os.strerror(number)), range(4, 13))
+    tried = failing(monkeypatch, OSError(number, os.strerror(number)), range(6, 18))
     with pytest.warns(UserWarning, match=f"{os.strerror(number)}.*training goes on") as warned:
         train_shapes(tmp_path / "run")
     assert len([warning for warning in warned if "training goes on" in str(warning.message)]) == 1
-    assert len(tried) > 13
+    assert len(tried) > 18
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"best.weights.h5", "last.weights.h5", "curves.png"}
     assert [path.stem[-7:] for path in checkpoint_files(tmp_path / "run")] == ["0000003", "0000000"]
     assert len(read_csv(tmp_path / "run" / "history.csv")) == 2
     assert not list((tmp_path / "run").glob("**/.*.tmp*"))
 
 
+@pytest.mark.filterwarnings("ignore:.*run card is not written")
 def test_the_last_good_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):
-    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"), range(4, 1000))
+    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"), range(6, 1000))
     with (
         pytest.warns(UserWarning, match="training goes on"),
         pytest.raises(ValueError, match=r"the results could not be written .*No space left.*: make room, then resume"),
@@ -403,7 +405,7 @@ def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeyp
     for row, expected in zip(read_csv(again / "history.csv"), zip(*history.values()), strict=True):
         for name, value in zip(history, expected):
             if name not in ("pictures_per_second", "data_wait", "val_map"):
-                assert float(row[name]) == pytest.approx(value, rel=1e-2), name
+                assert float(row[name]) == pytest.approx(value, rel=1e-2, nan_ok=True), name
     records, _ = read_records(again / "train.txt", class_names=CLASS_NAMES)
     assert len(records) == 4
 
