@@ -179,10 +179,8 @@ def compare(one, other):
     """What differs between two runs, or ""."""
     different = [] if (one / "steps.csv").read_bytes() == (other / "steps.csv").read_bytes() else ["steps.csv"]
     tables = [np.genfromtxt(run / "history.csv", delimiter=",", names=True) for run in (one, other)]
-    columns = set(tables[0].dtype.names) - MEASURED
-    different += sorted(
-        name for name in columns if not np.array_equal(tables[0][name], tables[1][name], equal_nan=True)
-    )
+    same = {name: np.array_equal(*(table[name] for table in tables), equal_nan=True) for name in tables[0].dtype.names}
+    different += sorted(name for name, equal in same.items() if not equal and name not in MEASURED)
     for name in ("last.weights.h5", "best.weights.h5"):
         weights = [read_weights(run / name) for run in (one, other)]
         equal = set(weights[0]) == set(weights[1]) and all(

@@ -163,6 +163,7 @@ def test_mistakes_that_need_no_run(command, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").touch()
     (tmp_path / "bad.txt").write_text("a.png,1,2\n")
+    assert_one_sentence(command("train"), "name annotated pictures with -p, or an interrupted run with --resume")
     assert_one_sentence(command("train", "-p", "nothing.txt"), "nothing.txt")
     assert_one_sentence(command("train", "-p", "bad.txt"), "bad.txt line 1")
     assert_one_sentence(command("train", "-p", "x.txt", "--config", "bad.yaml"), "did you mean train.epochs")
@@ -409,7 +410,7 @@ class TestBadInput:
         assert Path("w.hdf5").read_bytes() == b"old" and not list(Path().glob("**/*.tmp"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["train"], ["detect", "-p", "x", "--batch-size", "many"]])
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["doctor"], ["detect", "-p", "x", "--batch-size", "many"]])
 def test_a_wrong_command_line_exits_with_2_and_its_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
