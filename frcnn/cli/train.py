@@ -114,7 +114,7 @@ def train_until_stopped(train, model, records, *, output, command, **settings):
     from frcnn.stopping import Interrupted, stopping
 
     def say(sentence):
-        print(f"\nfrcnn {command}: {sentence}", file=sys.stderr, flush=True)
+        print(f"\nfrcnn {command.partition(' -')[0]}: {sentence}", file=sys.stderr, flush=True)
 
     verbose = 1 if sys.stdout.isatty() else 2
     resume = f"go on with: frcnn {command} --resume {shlex.quote(str(output))}"
