@@ -11,6 +11,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import keras
 
+_MANY_CELLS = 1000  # of a map: from there on padding it costs less than it gains
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
 # Names of the errors of TensorFlow and PyTorch; messages of JAX, of PyTorch on a processor, of TensorFlow on a GPU.
 _OUT_OF_MEMORY = (
@@ -172,26 +173,39 @@ def convolve(x, kernel, training=False):
     def forward(x, kernel):
         def gradient(upstream):
             turned = tf.transpose(tf.reverse(kernel, [0, 1]), (0, 1, 3, 2))
-            if x.dtype == tf.float32:
-                slope = _kernel_gradient(tf, x, upstream, kernel.shape[0])
-            else:  # of bfloat16 nothing has been measured
-                slope = tf.raw_ops.Conv2DBackpropFilter(
-                    input=x, filter_sizes=kernel.shape, out_backprop=upstream, strides=[1] * 4, padding="SAME"
-                )
-            return tf.nn.conv2d(upstream, turned, 1, "SAME"), slope
+            return tf.nn.conv2d(upstream, turned, 1, "SAME"), _kernel_gradient(tf, x, upstream, kernel.shape)
 
         return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
 
     return forward(x, keras.ops.convert_to_tensor(kernel))
 
 
-def _kernel_gradient(tf, x, upstream, size):
-    """The gradient of a `convolve` for its kernel: (size, size, C, filters).
+def _kernel_gradient(tf, x, upstream, shape):
+    """The gradient of a `convolve` for its kernel of this shape: on large float32 maps `_kernel_gradient_by_rows`."""
 
-    Both maps are padded to the same grid and laid out as rows of cells. One place of the kernel then pairs each row of
-    one with a row of the other at a fixed distance: a matrix product of what is in memory already.
+    def own():
+        return _kernel_gradient_by_rows(tf, x, upstream, shape)
+
+    def tensorflows():
+        return tf.raw_ops.Conv2DBackpropFilter(
+            input=x, filter_sizes=shape, out_backprop=upstream, strides=[1] * 4, padding="SAME"
+        )
+
+    if x.dtype != tf.float32:  # of bfloat16 nothing has been measured
+        return tensorflows()
+    if None in x.shape[1:3]:
+        return tf.cond(tf.reduce_prod(tf.shape(x)[1:3]) >= _MANY_CELLS, own, tensorflows)
+    return own() if x.shape[1] * x.shape[2] >= _MANY_CELLS else tensorflows()
+
+
+def _kernel_gradient_by_rows(tf, x, upstream, shape):
+    """Pad both maps to the same grid and lay them out as rows of cells.
+
+    One place of the kernel then pairs each row of one with a row of the other at a fixed distance: a matrix product of
+    what is in memory already.
     """
-    pad, channels = size // 2, (x.shape[-1], upstream.shape[-1])
+    size, _, *channels = shape
+    pad = size // 2
     x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
     upstream = tf.pad(upstream, [[0, 0], [0, 2 * pad], [0, 2 * pad], [0, 0]])
     width = tf.shape(x)[2]
@@ -199,7 +213,7 @@ def _kernel_gradient(tf, x, upstream, size):
     count = tf.shape(x)[0]
     distances = [row * width + column for row in range(size) for column in range(size)]
     slopes = [tf.matmul(x[distance:], upstream[: count - distance], transpose_a=True) for distance in distances]
-    return tf.reshape(tf.stack(slopes), (size, size, *channels))
+    return tf.reshape(tf.stack(slopes), shape)
 
 
 @functools.cache

@@ -29,8 +29,10 @@ def test_both_forms_of_batch_normalise_agree(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(2, 1, 1, 3), (2, 2, 2, 3), (3, 7, 4, 3)])
-def test_the_gradients_of_a_convolution_are_kerass_own(size, shape):
+@pytest.mark.parametrize("many_cells", [0, 1000])
+def test_the_gradients_of_a_convolution_are_kerass_own(monkeypatch, size, shape, many_cells):
     """Both of a weighted sum, so that no place or channel stands for another."""
+    monkeypatch.setattr(backend, "_MANY_CELLS", many_cells)
     x, kernel = tensor(noise(*shape)), tensor(noise(size, size, shape[-1], 5, seed=1))
     weights = tensor(noise(*shape[:-1], 5, seed=2))
 
@@ -43,6 +45,29 @@ def test_the_gradients_of_a_convolution_are_kerass_own(size, shape):
     np.testing.assert_array_equal(array(backend.convolve(x, kernel, True)), array(backend.convolve(x, kernel)))
     for own, keras_own in zip(slopes(True), slopes(False)):
         np.testing.assert_allclose(own, keras_own, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(("side", "is_own"), [(31, False), (32, True)])
+def test_the_kernels_gradient_is_tensorflows_on_small_maps_of_any_shape(monkeypatch, side, is_own):
+    import tensorflow as tf
+
+    calls, own = [], backend._kernel_gradient_by_rows
+    monkeypatch.setattr(backend, "_kernel_gradient_by_rows", lambda *given: calls.append(given) or own(*given))
+    kernel, x = tensor(noise(3, 3, 2, 4)), tensor(noise(1, side, side, 2))
+
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            total = tf.reduce_sum(backend.convolve(x, kernel, True) ** 2)
+        return tape.gradient(total, kernel)
+
+    fixed = slope(x)
+    assert bool(calls) == is_own
+    free = tf.function(slope, input_signature=[tf.TensorSpec((None, None, None, 2))])
+    np.testing.assert_allclose(array(free(x)), array(fixed), rtol=1e-5)
+    forms = [node.op for node in free.get_concrete_function().graph.as_graph_def().node]
+    assert "If" in forms or "StatelessIf" in forms
 
 
 @pytest.mark.tensorflow

@@ -148,7 +148,7 @@ def run(tmp_path_factory):
     config = tiny_config("train.epochs=2", "data.val_fraction=0.2", "train.seed=1", "train.learning_rate=0.005")
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("frcnn.training.detect", lambda *given: calls.append(len(given[1])) or detect(*given))
+        patch.setattr("frcnn.health.detect", lambda *given: calls.append(len(given[1])) or detect(*given))
         history = train(config, records, class_names=CLASS_NAMES, output=folder / "run", verbose=0)
     assert calls == [1, 1]  # the card shows what validation has found, and detects nothing itself
     return folder / "run", history.history, config, records
