@@ -182,15 +182,9 @@ def convolve(x, kernel, training=False):
 
 def _kernel_gradient(tf, x, upstream, shape):
     """The gradient of a `convolve` for its kernel of this shape: on large float32 maps `_kernel_gradient_by_rows`."""
-
-    def own():
-        return _kernel_gradient_by_rows(tf, x, upstream, shape)
-
-    def tensorflows():
-        return tf.raw_ops.Conv2DBackpropFilter(
-            input=x, filter_sizes=shape, out_backprop=upstream, strides=[1] * 4, padding="SAME"
-        )
-
+    own = functools.partial(_kernel_gradient_by_rows, tf, x, upstream, shape)
+    maps = {"input": x, "out_backprop": upstream, "filter_sizes": shape}
+    tensorflows = functools.partial(tf.raw_ops.Conv2DBackpropFilter, **maps, strides=[1] * 4, padding="SAME")
     if x.dtype != tf.float32:  # of bfloat16 nothing has been measured
         return tensorflows()
     if None in x.shape[1:3]:
@@ -199,10 +193,9 @@ def _kernel_gradient(tf, x, upstream, shape):
 
 
 def _kernel_gradient_by_rows(tf, x, upstream, shape):
-    """Pad both maps to the same grid and lay them out as rows of cells.
+    """Lay both maps, padded to the same grid, out as rows of cells.
 
-    One place of the kernel then pairs each row of one with a row of the other at a fixed distance: a matrix product of
-    what is in memory already.
+    One place of the kernel pairs each row of one with a row of the other at a fixed distance: a matrix product.
     """
     size, _, *channels = shape
     pad = size // 2
