@@ -1,7 +1,8 @@
 """What a long run takes and gives back, in memory, file handles and threads: `python -m benchmarks.long_run`.
 
-Three parts, in one process, each with the smallest detector on pictures of 64x64 pixels: one run of 5,000 steps, a row
-every 500; runs that end in an exception of the generator, because a picture vanished; short runs one after the other.
+Three parts, in one process: one run of 5,000 steps, a row every 500, with the smallest detector on pictures of 64x64
+pixels or, `--model classifier`, the smallest classifier on 32x32; runs of the detector that end in an exception of the
+generator, because a picture vanished; short runs one after the other.
 """
 
 import argparse
@@ -17,7 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from frcnn import training
+from frcnn.classification import train_classifier
 from frcnn.data.batches import batch_files
+from frcnn.models.classifier import build_classifier
+from tests.oracles.shapes import SHAPES, shape_records, shapes_config
 from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures
 
 EVERY = 500  # steps, an epoch
@@ -28,17 +32,18 @@ def main():
     """Run the parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5000, help="of the long run, in hundreds of 5 (default: 5000)")
+    parser.add_argument("--model", choices=("detector", "classifier"), default="detector", help="of the long run")
     parser.add_argument("--runs", type=int, default=8, help="short runs, good and broken (default: 8)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        long_run(folder, arguments.steps // EVERY)
+        long_run(folder, arguments.model, arguments.steps // EVERY)
         repeat("a picture vanishes", arguments.runs, lambda index: broken_run(folder / f"broken{index}"))
         repeat("short runs", arguments.runs, lambda index: short_run(folder / f"short{index}"))
     return 0
 
 
-def long_run(folder, epochs):
+def long_run(folder, kind, epochs):
     """Train for so many epochs of 500 steps; print a row for each, and the growth from the first to the last."""
     rows = []
 
@@ -50,9 +55,15 @@ def long_run(folder, epochs):
     build, training.build_callbacks = training.build_callbacks, lambda *a, **k: [*build(*a, **k), Census()]
     try:
         print(row("before", census()))
-        validation, config = write_tiny_pictures(folder / "validation"), tiny_config(f"train.epochs={epochs}")
-        parts = (write_tiny_pictures(folder / str(index)) for index in range(2 * EVERY // SCENES))
-        training.train(config, list(chain.from_iterable(parts)), validation=validation, **output(folder / "run"))
+        if kind == "classifier":
+            config, records = shapes_config(f"train.epochs={epochs}", "train.batch_size=4"), shape_records(4 * EVERY)
+            model = training.build_model(config, SHAPES, build_classifier)
+            train_classifier(model, records, validation=shape_records(8), output=folder / "run", verbose=0)
+        else:
+            validation = write_tiny_pictures(folder / "validation")
+            config = tiny_config(f"train.epochs={epochs}", "train.batch_size=1")
+            parts = (write_tiny_pictures(folder / str(index)) for index in range(EVERY // SCENES))
+            training.train(config, list(chain.from_iterable(parts)), validation=validation, **output(folder / "run"))
     finally:
         training.build_callbacks = build
     growth = rows[-1][0] / rows[0][0] - 1

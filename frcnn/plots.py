@@ -128,6 +128,7 @@ def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
 def _save(figure, path):
     with replacing(path, binary=True) as file:
         figure.savefig(file, format="png", dpi=120)
+    figure.clear()  # its parts point at each other: Python would keep them until it looks for such rings
     return Path(path)
 
 
