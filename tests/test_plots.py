@@ -21,6 +21,8 @@ def drawn_axes(monkeypatch, plot, *arguments):
     """The axes of the figure that a function saves."""
     saved, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), savefig(figure, *a, **k)))
+    clear = Figure.clear  # a test looks at what was drawn
+    monkeypatch.setattr(Figure, "clear", lambda figure, *a, **k: figure in saved or clear(figure, *a, **k))
     plot(*arguments)
     return saved[0].axes
 
