@@ -6,14 +6,16 @@ from math import prod
 from pathlib import Path
 
 import keras
+from keras import layers
 
 from frcnn import backend
 from frcnn.data.batches import padded_size, slot_count
 from frcnn.data.images import resized_size
+from frcnn.models.fpn import AddUpsampled
 
 FIELDS = ("train.batch_size", "data.im_size", "data.max_size", "roi.samples", "rpn.train_pre_nms", "detect.batch_size")
 # Layers whose outputs are kept for the gradients; a normalisation by the batch keeps the convolution's, too.
-_KEPT = ("ReLU", "MaxPooling2D", "ZeroPadding2D", "Conv2D", "Dense", "AddUpsampled")
+_KEPT = (layers.ReLU, layers.MaxPooling2D, layers.ZeroPadding2D, layers.Conv2D, layers.Dense, AddUpsampled)
 _SLOTS = {"sgd": 1, "adam": 2}  # values that the optimizer keeps of each weight
 # Measured with TensorFlow on Linux: the process without a model, the graph of a layer, how much more than the
 # sum of its tensors the allocator holds.
@@ -86,7 +88,7 @@ def _kept(outputs):
     total, is_trained = 0, False
     for layer, shape in outputs:
         is_trained = is_trained or bool(layer.trainable_weights)  # no gradient goes further back
-        if is_trained and (type(layer).__name__ in _KEPT or getattr(layer, "norm", None) in ("batch", "group")):
+        if is_trained and (isinstance(layer, _KEPT) or getattr(layer, "norm", None) in ("batch", "group")):
             total += prod(shape) * (2 if layer.compute_dtype.endswith("16") else 4)
     return total
 

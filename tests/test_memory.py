@@ -13,6 +13,7 @@ from frcnn.data.readers.annotation_text import write_annotations
 from frcnn.memory import describe_need, estimate, free_memory, told_in_a_sentence
 from frcnn.models.classifier import build_classifier
 from frcnn.models.detector import build_detector
+from frcnn.models.heads import Conv
 from frcnn.records import ImageRecord
 from tests.oracles.shapes import SHAPES, shape_records, shapes_config
 from tests.oracles.tiny import CLASS_NAMES, OVERRIDES, SIZE, tiny_config, write_tiny_pictures
@@ -50,6 +51,13 @@ def test_what_layers_keep_by_hand():
     assert memory._columns(outputs) == 4 * (8 * 8) * (3 * 3 * 2)  # of one picture, whatever the batch
     model.get_layer("first").trainable = False  # then nothing before the dense layer has a gradient
     assert memory._kept(outputs) == 4 * 5 * 3
+
+
+def test_the_projects_own_convolutions_keep_what_keras_does():
+    shapes = [(layer(4, 3, name=layer.__name__.lower()), (5, 8, 8, 4)) for layer in (keras.layers.Conv2D, Conv)]
+    for layer, _ in shapes:
+        layer.build((None, 8, 8, 2))
+    assert memory._kept(shapes[:1]) == memory._kept(shapes[1:]) == 4 * 5 * 8 * 8 * 4
 
 
 def test_sizes_are_the_largest_that_a_batch_may_have():
