@@ -19,9 +19,10 @@ from frcnn.evaluation import evaluate
 from frcnn.evaluation.voc import areas
 from frcnn.inference import detect
 from frcnn.models.detector import detection_model
+from frcnn.optimizer import warmup_steps
+from frcnn.visualize import DRAWN_SCORE
 
 PROPOSALS = 300  # Ren et al. 2015, section 3.3
-_DRAWN = 0.5  # the lowest score that `frcnn detect` draws
 _LOW_RECALL = 0.5
 _LONG_WAIT = 0.2
 _SETTLED_EPOCHS = 4
@@ -72,7 +73,7 @@ def judge_scores(recall, score, threshold):
             "boxes by IoU 0.5; what they miss cannot be found. Look at frcnn doctor, model.norm and frcnn train --check"
         )
         found.append((("recall",), text))
-    limits = ((threshold, "found", "detect.score_threshold"), (_DRAWN, "drawn", "--draw-score"))
+    limits = ((threshold, "found", "detect.score_threshold"), (DRAWN_SCORE, "drawn", "--draw-score"))
     for limit, what, name in limits:
         if score < limit:
             text = (
@@ -125,7 +126,7 @@ def is_settled(epochs, steps, config):
         steps: of an epoch.
         config: `frcnn.Config`.
     """
-    warmup = min(config.train.warmup_steps, steps * config.train.epochs // 4)  # as in `build_optimizer`
+    warmup = warmup_steps(config.train, steps * config.train.epochs)
     return epochs >= config.train.epochs or (epochs >= _SETTLED_EPOCHS and epochs * steps >= 2 * warmup)
 
 

@@ -58,6 +58,11 @@ class CoupledSGD(keras.optimizers.SGD):
         return {**super().get_config(), "kernel_decay": self.kernel_decay}
 
 
+def warmup_steps(settings, total_steps):
+    """`TrainConfig.warmup_steps`, but at most a quarter of the run: a short one must not end before its warm-up."""
+    return min(settings.warmup_steps, total_steps // 4)
+
+
 def build_optimizer(settings, total_steps):
     """Momentum SGD or AdamW with warm-up, decay, weight decay of kernels and global clipping.
 
@@ -65,7 +70,7 @@ def build_optimizer(settings, total_steps):
         settings: `TrainConfig`.
         total_steps: of the whole run.
     """
-    warmup = min(settings.warmup_steps, total_steps // 4)  # a short run must not end before its warm-up does
+    warmup = warmup_steps(settings, total_steps)
     schedule = WarmupDecay(settings.learning_rate, warmup, total_steps, settings.schedule)
     decay, clip = settings.weight_decay, {"global_clipnorm": settings.clip_norm}
     if settings.optimizer == "sgd":

@@ -22,10 +22,10 @@ from frcnn.data.images import read_image
 from frcnn.files import replacing
 from frcnn.html_page import MOST_LETTERS, as_text, draw_on, embedded, facts, figure, missing_figure, page, shrink, table
 from frcnn.run_folder import versions
+from frcnn.visualize import DRAWN_SCORE
 
 _PARTS = ("train", "validation")
 _SAMPLES = 6  # validation pictures on the page
-_DRAWN_SCORE = 0.5  # detections below it are not drawn, as in `frcnn detect`
 _RUNNING = "running when this was written; if it is not at work any more, it was interrupted"
 
 
@@ -109,10 +109,10 @@ class RunCard(keras.callbacks.Callback):
             small = self._small[record.path] = shrink(read_image(record.path)) if small is None else small
         except ValueError as error:
             return missing_figure(error)
-        sure, best = found.above(_DRAWN_SCORE), f", best {found.scores.max():.2f}" if len(found) else ""
+        sure, best = found.above(DRAWN_SCORE), f", best {found.scores.max():.2f}" if len(found) else ""
         truth = draw_on(small, record.size, record.boxes, record.labels, found.class_names)
         drawn = draw_on(small, record.size, sure.boxes, sure.labels, found.class_names, sure.scores)
-        caption = f"{record.path}: {len(record.boxes)} annotated; {len(sure)} found by {_DRAWN_SCORE} or more{best}"
+        caption = f"{record.path}: {len(record.boxes)} annotated; {len(sure)} found by {DRAWN_SCORE} or more{best}"
         return figure(np.hstack([truth, np.full((len(small), 8, 3), 255, np.uint8), drawn]), caption)
 
 

@@ -26,6 +26,7 @@ _PALETTE = (
     (0, 100, 0),
     (255, 205, 150),
 )
+DRAWN_SCORE = 0.5  # lowest score of a drawn detection, the default of `frcnn detect --draw-score`
 _GOLDEN_RATIO = 0.61803398875
 _FIRST_HUE = 0.32  # keeps the first 14 further colours farthest from the palette
 _BLUE = (20, 60, 255)
