@@ -55,7 +55,7 @@ def add_arguments(parser):
 def add_resume_arguments(add, how):
     """The arguments of interrupted and of repeatable trainings; `add` adds one."""
     add("--resume", metavar="RUN", help=f"go on with an interrupted run, {how}")
-    add("--deterministic", action="store_true", help="the same run again is the same to the last bit; slower")
+    add("--deterministic", action="store_true", help="the same run again is the same to the last bit; may be slower")
 
 
 def run(arguments):
