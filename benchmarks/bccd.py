@@ -104,7 +104,8 @@ def compete(arguments):
     pictures = arguments.peer_pictures if arguments.peer_decay else None
     peer = (config, class_names, pictures)
     train_step, find = torchvision_contestant(*peer) if is_peer else frcnn_contestant(config, class_names, records)
-    batches, times, loss = training_batches(records, config, seed), [], float("nan")
+    epochs = None if is_peer else config.train.epochs  # torchvision's end is that of --peer-pictures
+    batches, times, loss = training_batches(records, config, seed, epochs=epochs), [], float("nan")
     size, limit = config.train.batch_size, arguments.peer_pictures if is_peer else float("inf")
     for _ in sys.stdin:
         goal, batch = min(len(times) * size + arguments.every, limit), ()
