@@ -94,7 +94,7 @@ def report(curves):
 def compete(arguments):
     """Be a contestant: train until the next mark for every line that comes, and print the score."""
     import frcnn
-    from frcnn.data.batches import training_batches
+    from frcnn.data.batches import plan_epoch, training_batches
 
     seed = arguments.seeds[0]
     config = frcnn.load_config(RECIPE, [f"train.seed={seed}", *arguments.overrides])
@@ -104,22 +104,21 @@ def compete(arguments):
     pictures = arguments.peer_pictures if arguments.peer_decay else None
     peer = (config, class_names, pictures)
     train_step, find = torchvision_contestant(*peer) if is_peer else frcnn_contestant(config, class_names, records)
-    epochs = None if is_peer else config.train.epochs  # torchvision's end is that of --peer-pictures
-    batches, times, loss = training_batches(records, config, seed, epochs=epochs), [], float("nan")
-    size, limit = config.train.batch_size, arguments.peer_pictures if is_peer else float("inf")
+    batches, times, loss = training_batches(records, config, seed), [], float("nan")
+    size, threshold = config.train.batch_size, config.data.repeat_threshold
+    ours = config.train.epochs * plan_epoch(records, size, seed, 0, repeat_threshold=threshold).size
+    limit = arguments.peer_pictures if is_peer else ours
     for _ in sys.stdin:
-        goal, batch = min(len(times) * size + arguments.every, limit), ()
-        while batch is not None and len(times) * size < goal:
+        goal = min(len(times) * size + arguments.every, limit)
+        while len(times) * size < goal:
             begin = time.perf_counter()
-            batch = next(batches, None)
-            if batch is not None:
-                loss = train_step(batch[0])
-                times.append(time.perf_counter() - begin)
+            loss = train_step(next(batches)[0])
+            times.append(time.perf_counter() - begin)
         result = frcnn.evaluate(test, find([record.path for record in test]), class_names, metric="coco").stats
         pace = statistics.median(times) / size
         score = {"pictures": len(times) * size, "pace": pace, "minutes": len(times) * size * pace / 60, "loss": loss}
         print(json.dumps({name: round(value, 4) for name, value in (score | result).items()}), flush=True)
-        if batch is None or goal == limit:
+        if goal == limit:
             break
     print("null", flush=True)
     return 0
