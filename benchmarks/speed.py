@@ -268,7 +268,7 @@ def parts_step(task, name, picture):
         steps["optimizer"] = step_of(parts.optimizer(model), task, config, batch)
     else:
         models["detections"] = frcnn.detection_model(model)
-        steps["input, in threads beside"] = lambda: [_prepare(picture.path, config.data)] * picture.count
+        steps["input, in threads beside"] = lambda: [_prepare(picture.path, config.data) for _ in range(picture.count)]
     steps |= {part: step_of(own, task, config, batch) for part, own in models.items()}
     weights = {part: own.count_params() if task == "train" else 0 for part, own in models.items()}
 
