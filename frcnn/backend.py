@@ -3,13 +3,16 @@
 import functools
 import os
 import pickle
-import platform
 import re
 
 # JAX takes three quarters of a GPU's memory when it first touches it, unless told before.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import keras
+
+from frcnn.machine import keep_freed_memory, processor_flags
+
+keep_freed_memory()  # before a backend has threads at work
 
 _MANY_CELLS = 1000  # of a map: from there on padding it costs less than it gains
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
@@ -264,25 +267,7 @@ def bfloat16_is_native():
         device = jax.devices()[0]
         if device.platform != "cpu":  # a TPU has no compute capability, but bfloat16
             return not re.match(r"[1-7]\.", getattr(device, "compute_capability", ""))
-    return _processor_flags() & {"amx_bf16", "avx512_bf16"} != set()
-
-
-def _processor_flags():
-    return set(_processor("flags").split())
-
-
-def processor_name():
-    """The processor's name as its maker has it, where the system tells, else its kind."""
-    return _processor("model name") or platform.processor() or platform.machine()
-
-
-def _processor(entry):
-    """What /proc/cpuinfo says of the first processor; elsewhere "": nothing is known, and float32 is always right."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith(entry)), "")
-    except OSError:  # not Linux
-        return ""
+    return processor_flags() & {"amx_bf16", "avx512_bf16"} != set()
 
 
 def start_device():

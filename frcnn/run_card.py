@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from frcnn import backend, memory
+from frcnn import backend, machine, memory
 from frcnn.config import changed_fields, describe_config
 from frcnn.data.images import read_image
 from frcnn.files import replacing
@@ -142,7 +142,7 @@ def describe_run(model, records, validation, output):
         "versions": {"python": platform.python_version()} | versions(),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "processor": backend.processor_name(),
+            "processor": machine.processor_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "memory": memory.describe(memory.total()),
             "device": backend.device_name(),

@@ -175,14 +175,6 @@ def test_bfloat16_is_native_where_the_processor_says_so(monkeypatch, flags, nati
     assert backend.bfloat16_is_native() is native
 
 
-def test_without_proc_nothing_is_known(monkeypatch):
-    def no_file(*_):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(builtins, "open", no_file)
-    assert backend._processor_flags() == set()
-
-
 @pytest.fixture
 def on(monkeypatch):
     """Pretend to run on a backend whose GPUs have these names: on("jax", ["NVIDIA H100"], capability="9.0")."""
@@ -260,10 +252,6 @@ def test_gpus_are_named(on, name):
 def test_what_is_free_on_a_gpu_counts_what_the_process_has(on, name, free):
     on(name, ["NVIDIA H100"])
     assert backend.free_gpu_memory() == free
-
-
-def test_the_processor_has_a_name():
-    assert backend.processor_name()
 
 
 def test_only_the_start_touches_the_memory_of_tensorflows_gpus(on):
