@@ -124,7 +124,9 @@ def train_model(model, records, *, validation=None, output="runs/frcnn", verbose
 def compile_model(model, records, **settings):
     """Compile a model whose `config` says how it is trained, with further settings of Keras's `compile`."""
     steps = _steps_in_an_epoch(model.config, records)
-    model.compile(optimizer=build_optimizer(model.config.train, steps * model.config.train.epochs), **settings)
+    optimizer = build_optimizer(model.config.train, steps * model.config.train.epochs)
+    optimizer.build(model.trainable_variables)  # else the step is traced twice, at first to make its variables
+    model.compile(optimizer=optimizer, **settings)
 
 
 def _steps_in_an_epoch(config, records):

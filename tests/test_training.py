@@ -16,7 +16,7 @@ from frcnn.data.batches import batch_files, split_records
 from frcnn.data.images import read_image
 from frcnn.data.readers import read_records
 from frcnn.inference import detect, load_detector
-from frcnn.models.detector import LOSSES
+from frcnn.models.detector import LOSSES, FasterRCNN
 from frcnn.models.resnet import ConvNorm
 from frcnn.optimizer import CoupledSGD, WarmupDecay, build_optimizer
 from frcnn.records import ImageRecord
@@ -142,14 +142,16 @@ def test_a_short_runs_warm_up_takes_a_quarter_of_it():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two epochs on four pictures and one of validation: (folder, history, config, records)."""
+    """Two epochs on four pictures and one of validation, the step traced once: (folder, history, config, records)."""
     folder = tmp_path_factory.mktemp("training")
     records = [*write_tiny_pictures(folder / "a"), *write_tiny_pictures(folder / "b", 1)]
     config = tiny_config("train.epochs=2", "data.val_fraction=0.2", "train.seed=1", "train.learning_rate=0.005")
-    calls = []
+    calls, traces, step = [], [], FasterRCNN.train_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("frcnn.health.detect", lambda *given: calls.append(len(given[1])) or detect(*given))
+        patch.setattr(FasterRCNN, "train_step", lambda *given: traces.append(1) or step(*given))
         history = train(config, records, class_names=CLASS_NAMES, output=folder / "run", verbose=0)
+    assert traces == [1]
     assert calls == [1, 1]  # the card shows what validation has found, and detects nothing itself
     return folder / "run", history.history, config, records
 
