@@ -39,6 +39,11 @@ def processor_name():
     return _processor("model name") or platform.processor() or platform.machine()
 
 
+def processor_cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _processor(entry):
     """What /proc/cpuinfo says of the first processor; elsewhere "": nothing is known, and float32 is always right."""
     try:

@@ -143,7 +143,7 @@ def describe_run(model, records, validation, output):
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "processor": machine.processor_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": machine.processor_cores(),
             "memory": memory.describe(memory.total()),
             "device": backend.device_name(),
         },

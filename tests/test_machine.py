@@ -5,10 +5,12 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from frcnn import machine
+from frcnn.data import threads
 
 # A thread takes 96 MB, touches each page and gives them back, twenty times; page faults of the last ten.
 FAULTS = """
@@ -63,3 +65,17 @@ def test_without_proc_nothing_is_known(monkeypatch):
 
 def test_the_processor_has_a_name():
     assert machine.processor_name()
+
+
+@pytest.mark.parametrize(("workers", "cores", "expected"), [(0, 3, 3), (0, 64, 8), (5, 3, 5)])
+def test_there_are_as_many_threads_as_cores_unless_somebody_says_how_many(monkeypatch, workers, cores, expected):
+    monkeypatch.setattr(threads, "processor_cores", lambda: cores)
+    together = threading.Barrier(expected, timeout=10)  # nobody passes before all are there
+    names = set()
+
+    def wait(_):
+        together.wait()
+        names.add(threading.current_thread().name)
+
+    assert list(threads.map_in_threads(wait, range(4 * expected), workers, ahead=4 * expected)) == [None] * 4 * expected
+    assert len(names) == expected

@@ -31,7 +31,12 @@ def add_arguments(parser):
     add("--max-detections", type=int, metavar="N", help="most detections in a picture (default: the run's, 100)")
     add("--nms", type=float, metavar="IOU", help="overlap above which the weaker goes (default: the run's, 0.5)")
     add("--batch-size", type=int, metavar="N", help="pictures in a pass (default: the run's, 4)")
-    add("--workers", type=int, metavar="N", help="threads that read and draw pictures (default: the run's, 2)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that read and draw pictures (default: the run's, one for each core)",
+    )
     add("--no-pictures", action="store_true", help="draw no pictures")
     add("--save-crops", action="store_true", help="cut out each detection that is drawn: a folder a class")
     add_override_argument(parser)

@@ -47,7 +47,7 @@ def fingerprint(path):
     return Fingerprint(hashlib.blake2b(data, digest_size=16).digest(), view)
 
 
-def near_duplicates(paths, workers=2):
+def near_duplicates(paths, workers=0):
     """Group the pictures that are the same or nearly; errors as in `fingerprint`.
 
     Args:

@@ -4,6 +4,10 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from frcnn.machine import processor_cores
+
+_MOST_WORKERS = 8  # where nobody says how many: each holds a picture or a batch
+
 
 def map_in_threads(function, items, workers, ahead):
     """Yield `function(item)` of every item, in order, computed in threads a bounded number of items ahead.
@@ -13,10 +17,10 @@ def map_in_threads(function, items, workers, ahead):
     Args:
         function: called with one item.
         items: iterable, read lazily.
-        workers: threads.
+        workers: threads; 0: one for each core, at most 8.
         ahead: results that may wait for the consumer.
     """
-    items = iter(items)
+    items, workers = iter(items), workers or min(processor_cores(), _MOST_WORKERS)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="frcnn-data")
     try:
         pending = deque(pool.submit(function, item) for item in islice(items, workers + ahead))
