@@ -45,6 +45,15 @@ def open_regular(path):
     return open(path, "rb", opener=_open_at_once)
 
 
+def read_at_most(path, limit):
+    """Read a regular file whole, its bytes; None if it has more than `limit`. Errors as in `open_regular`.
+
+    `read(limit)` would ask for as much memory as the limit.
+    """
+    with open_regular(path) as file:
+        return file.read() if os.fstat(file.fileno()).st_size <= limit else None
+
+
 def _open_at_once(path, flags):
     # Opened first, then looked at: nothing can take the file's place in between.
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from frcnn import backend
 from frcnn.config import load_pickle, with_overrides
 from frcnn.data.batches import pad_images
 from frcnn.data.images import read_image, resize_image, resized_size
@@ -108,6 +109,7 @@ def detect(detector, images, *, batch_size=None):
 
     Raises:
         ValueError: a picture cannot be read, or an array has another shape or dtype; it is named.
+        MemoryError: memory ran out; the message says which fields to lower.
     """
     if isinstance(images, str | os.PathLike | np.ndarray):
         return detect(detector, [images], batch_size=batch_size)[0]
@@ -191,7 +193,16 @@ def _detect_batch(detector, batch, batch_size):
     images = [resized for _, resized, _ in batch]
     images += images[:1] * (batch_size - len(images))  # a full batch always: JAX would compile for each other size
     sizes = np.array([image.shape[:2] for image in images], np.int32)
-    outputs = detector.predict_on_batch({"images": pad_images(images), "image_sizes": sizes})
+    try:
+        outputs = detector.predict_on_batch({"images": pad_images(images), "image_sizes": sizes})
+    except Exception as error:
+        if not backend.is_out_of_memory(error):
+            raise
+        data, (height, width) = detector.config.data, sizes.max(axis=0)
+        raise MemoryError(
+            f"memory ran out in a pass of {batch_size} pictures of up to {height}x{width}: lower detect.batch_size "
+            f"({batch_size}), data.im_size ({data.im_size}) or data.max_size ({data.max_size})"
+        ) from error
     for index, (path, resized, size) in enumerate(batch):
         boxes, scores, labels = (outputs[name][index] for name in ("boxes", "scores", "labels"))
         found = labels >= 0

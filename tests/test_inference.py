@@ -109,6 +109,22 @@ def test_few_pictures_are_no_large_batch(detector, pictures, monkeypatch):
     assert detect(detector, []) == []
 
 
+def test_a_pass_without_the_memory_says_what_to_lower(detector, pictures, monkeypatch):
+    def fail(_):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(detector, "predict_on_batch", fail)
+    reason = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
+    sentence = (
+        r"^memory ran out in a pass of 2 pictures of up to \d+x\d+: lower detect.batch_size \(2\), data.im_size \("
+    )
+    with pytest.raises(MemoryError, match=sentence):
+        detect(detector, pictures[:2])
+    reason = "shapes differ"
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        detect(detector, pictures[:2])
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_a_stream_yields_the_errors_in_their_places(detector, pictures, tmp_path, batch_size):
     (tmp_path / "broken.png").write_bytes(b"no picture")

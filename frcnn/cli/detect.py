@@ -57,8 +57,10 @@ def run(arguments):
         _detect(folders.detect_folder(detector, names, output, settings, done), len(names), len(done))
         broken = folders.write_results(names, detector.class_names, output, arguments.format)
         _summarise(folders.read_detections(output, detector.class_names, names), arguments.draw_score)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{output}: {error}; mend that, then the same command with --resume goes on") from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise ValueError(
+            f"{output}: {str(error) or 'memory ran out'}; mend that, then the same command with --resume goes on"
+        ) from error
     except KeyboardInterrupt:
         print("\nfrcnn detect: interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130

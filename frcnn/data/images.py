@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from frcnn.files import open_regular, replacing
+from frcnn.files import open_regular, read_at_most, replacing
 
 # Suffixes, in lower case, by which pictures in a folder are known; the readers below go by the content.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -60,10 +60,10 @@ def read_picture_bytes(path):
     Raises:
         ValueError: it cannot be read, is not a file, is empty or larger than OpenCV takes; names it.
     """
-    with _explained(path, "cannot read the picture"), open_regular(path) as file:
-        data = file.read(_MOST_BYTES + 1)
-    if not 0 < len(data) <= _MOST_BYTES:
-        raise ValueError(f"{path}: cannot read the picture ({'over 2 GB' if data else 'the file is empty'})")
+    with _explained(path, "cannot read the picture"):
+        data = read_at_most(path, _MOST_BYTES)
+    if not data:
+        raise ValueError(f"{path}: cannot read the picture ({'over 2 GB' if data is None else 'the file is empty'})")
     return data
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -214,6 +215,16 @@ def test_a_png_chunk_longer_than_the_file_reserves_nothing(tmp_path, length):
     with pytest.raises(ValueError, match=r"long.png: cannot decode the picture \(\d+ bytes; truncated"):
         read_image(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_a_small_file_is_read_into_little_memory(tmp_path):
+    path = save(tmp_path / "small.png")
+    tracemalloc.start()
+    try:
+        read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 10**6  # as much as is asked for, used or not
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_too_large_for_opencv_is_refused_unread(tmp_path, monkeypatch):

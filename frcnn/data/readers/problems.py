@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import NamedTuple
 
-from frcnn.files import open_regular
+from frcnn.files import read_at_most
 
 MAX_BYTES = 2**30  # of an annotation file: ten million boxes; what is made of it takes up to ten times as much memory
 _MAX_SHOWN = 20
@@ -182,11 +182,10 @@ def read_bytes(path, limit=MAX_BYTES):
         ValueError: it cannot be read, is no regular file, or is longer than the limit; names it.
     """
     try:
-        with open_regular(path) as file:
-            data = file.read(limit + 1)
+        data = read_at_most(path, limit)
     except OSError as error:
         raise ValueError(f"{path}: cannot read the annotation file ({error.strerror})") from error
-    if len(data) > limit:
+    if data is None:
         size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} bytes"
         raise ValueError(f"{path}: an annotation file of more than {size} is not read; split it")
     return data
