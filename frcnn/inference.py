@@ -195,7 +195,7 @@ def _detect_batch(detector, batch, batch_size):
     sizes = np.array([image.shape[:2] for image in images], np.int32)
     try:
         outputs = detector.predict_on_batch({"images": pad_images(images), "image_sizes": sizes})
-    except Exception as error:
+    except Exception as error:  # each backend has its own for memory that ran out
         if not backend.is_out_of_memory(error):
             raise
         data, (height, width) = detector.config.data, sizes.max(axis=0)
