@@ -1,5 +1,6 @@
 """The one place that names a backend: the measured fast paths, tf.data, the device and its precision."""
 
+import contextlib
 import functools
 import os
 import pickle
@@ -332,6 +333,17 @@ def is_out_of_memory(error):
     if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY:
         return True
     return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def explaining_out_of_memory(explain):
+    """Raise MemoryError with the text that `explain()` gives, where memory runs out in the block."""
+    try:
+        yield
+    except Exception as error:  # each backend has its own
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"memory ran out{explain()}") from error
 
 
 def free_gpu_memory():

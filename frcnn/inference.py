@@ -193,16 +193,16 @@ def _detect_batch(detector, batch, batch_size):
     images = [resized for _, resized, _ in batch]
     images += images[:1] * (batch_size - len(images))  # a full batch always: JAX would compile for each other size
     sizes = np.array([image.shape[:2] for image in images], np.int32)
-    try:
-        outputs = detector.predict_on_batch({"images": pad_images(images), "image_sizes": sizes})
-    except Exception as error:  # each backend has its own for memory that ran out
-        if not backend.is_out_of_memory(error):
-            raise
+
+    def explain():
         data, (height, width) = detector.config.data, sizes.max(axis=0)
-        raise MemoryError(
-            f"memory ran out in a pass of {batch_size} pictures of up to {height}x{width}: lower detect.batch_size "
-            f"({batch_size}), data.im_size ({data.im_size}) or data.max_size ({data.max_size})"
-        ) from error
+        return (
+            f" in a pass of {batch_size} pictures of up to {height}x{width}: lower detect.batch_size ({batch_size}), "
+            f"data.im_size ({data.im_size}) or data.max_size ({data.max_size})"
+        )
+
+    with backend.explaining_out_of_memory(explain):
+        outputs = detector.predict_on_batch({"images": pad_images(images), "image_sizes": sizes})
     for index, (path, resized, size) in enumerate(batch):
         boxes, scores, labels = (outputs[name][index] for name in ("boxes", "scores", "labels"))
         found = labels >= 0

@@ -45,7 +45,7 @@ def processor_cores():
 
 
 def _processor(entry):
-    """What /proc/cpuinfo says of the first processor; elsewhere "": nothing is known, and float32 is always right."""
+    """What /proc/cpuinfo says of the first processor; elsewhere ""."""
     try:
         with open("/proc/cpuinfo") as file:
             return next((line.partition(":")[2].strip() for line in file if line.startswith(entry)), "")

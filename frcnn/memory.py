@@ -1,6 +1,5 @@
 """How much memory a training takes, estimated before it starts, and how much there is."""
 
-import contextlib
 import os
 from math import prod
 from pathlib import Path
@@ -110,16 +109,14 @@ def _slope_bytes(model, maps, pooled):
     return 2 * pooled * maps[0][2] // model.config.model.roi_pool_size
 
 
-@contextlib.contextmanager
 def told_in_a_sentence(model, records, validation):
-    """Raise MemoryError with what to lower, where memory runs out in the block; arguments as in `estimate`."""
-    try:
-        yield
-    except Exception as error:
-        if not backend.is_out_of_memory(error):
-            raise
+    """Context that raises MemoryError with what to lower, where memory runs out in it; arguments as in `estimate`."""
+
+    def explain():
         need = describe(estimate(model, records, validation))
-        raise MemoryError(f"memory ran out: this training takes about {need}; lower {_fields(model)}") from error
+        return f": this training takes about {need}; lower {_fields(model)}"
+
+    return backend.explaining_out_of_memory(explain)
 
 
 def describe_need(model, records, validation):
