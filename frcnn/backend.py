@@ -12,10 +12,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import keras
 
 from frcnn.machine import keep_freed_memory, processor_flags
+from frcnn.ops import winograd
 
 keep_freed_memory()  # before a backend has threads at work
 
-_MANY_CELLS = 1000  # of a map: from there on padding it costs less than it gains
+_WIDE, _MANY_TILES = 256, 200  # channels, tiles: from there on Winograd's products save more than they cost
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
 # Names of the errors of TensorFlow and PyTorch; messages of JAX, of PyTorch on a processor, of TensorFlow on a GPU.
 _OUT_OF_MEMORY = (
@@ -154,66 +155,55 @@ def top_k(x, k):
     return keras.ops.take_along_axis(x, indices, axis=-1), indices
 
 
-def convolve(x, kernel, training=False):
+def convolve(x, kernel):
     """Convolution of stride 1 whose zero padding keeps the size, for square kernels of odd size.
 
-    On a processor TensorFlow's kernels for the gradients are slower than the forward one, which reaches 150 to 170
-    GFLOP/s on two cores with AVX2: 55 to 150 for `x`, 35 to 115 for `kernel`. The gradient for `x` is a convolution
-    too, of the upstream one with the kernel turned by 180 degrees; that for `kernel`: `_kernel_gradient`.
+    On a processor with TensorFlow, whose kernels for a convolution's gradients are slower than the forward one, that
+    for `x` is a convolution too, of the upstream gradient with the kernel turned by 180 degrees, and that for a 1x1
+    kernel a matrix product. There `ops.winograd` does 3x3 kernels of many channels on maps of many tiles, in float32.
 
     Args:
         x: (B, h, w, C).
         kernel: (n, n, C, filters) in the dtype of `x`.
-        training: whether a gradient will be asked for.
 
     Returns:
         (B, h, w, filters).
     """
-    if not training or not is_tensorflow() or _has_gpu():
+    if not is_tensorflow() or _has_gpu():
         return keras.ops.conv(x, kernel, padding="same")
+    kernel = keras.ops.convert_to_tensor(kernel)
+    by_tiles, directly = (functools.partial(_convolve, x, kernel, by_tiles) for by_tiles in (True, False))
+    if kernel.shape[0] != 3 or min(kernel.shape[2:]) < _WIDE or keras.backend.standardize_dtype(x.dtype) != "float32":
+        return directly()
+    return keras.ops.cond(winograd.tile_count(x) >= _MANY_TILES, by_tiles, directly)
+
+
+def _convolve(x, kernel, by_tiles):
     import tensorflow as tf
 
     @tf.custom_gradient
     def forward(x, kernel):
+        y, values = winograd.convolve(x, kernel) if by_tiles else (tf.nn.conv2d(x, kernel, 1, "SAME"), None)
+
         def gradient(upstream):
             turned = tf.transpose(tf.reverse(kernel, [0, 1]), (0, 1, 3, 2))
+            if by_tiles:
+                return winograd.convolve(upstream, turned)[0], winograd.kernel_gradient(values, upstream)
             return tf.nn.conv2d(upstream, turned, 1, "SAME"), _kernel_gradient(tf, x, upstream, kernel.shape)
 
-        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
+        return y, gradient
 
-    return forward(x, keras.ops.convert_to_tensor(kernel))
+    return forward(x, kernel)
 
 
 def _kernel_gradient(tf, x, upstream, shape):
-    """The gradient of a `convolve` for its kernel of this shape: on large float32 maps `_kernel_gradient_by_rows`."""
-    own = functools.partial(_kernel_gradient_by_rows, tf, x, upstream, shape)
-    maps = {"input": x, "out_backprop": upstream, "filter_sizes": shape}
-    tensorflows = functools.partial(tf.raw_ops.Conv2DBackpropFilter, **maps, strides=[1] * 4, padding="SAME")
-    if x.dtype != tf.float32:  # of bfloat16 nothing has been measured
-        return tensorflows()
-    if None in x.shape[1:3]:
-        return tf.cond(tf.reduce_prod(tf.shape(x)[1:3]) >= _MANY_CELLS, own, tensorflows)
-    return own() if x.shape[1] * x.shape[2] >= _MANY_CELLS else tensorflows()
-
-
-def _kernel_gradient_by_rows(tf, x, upstream, shape):
-    """Lay both maps, padded to the same grid, out as rows of cells.
-
-    One place of the kernel pairs each row of one with a row of the other at a fixed distance: a matrix product.
-    """
-    size, _, *channels = shape
-    pad = size // 2
-    x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    upstream = tf.pad(upstream, [[0, 0], [0, 2 * pad], [0, 2 * pad], [0, 0]])
-    width = tf.shape(x)[2]
-    x, upstream = (tf.reshape(cells, (-1, count)) for cells, count in zip((x, upstream), channels))
-    count = tf.shape(x)[0]
-    distances = [row * width + column for row in range(size) for column in range(size)]
-    slopes = []
-    for distance in distances:  # `tf.slice`: indices in brackets take six operations each, and seconds to trace
-        pair = tf.slice(x, [distance, 0], [-1, -1]), tf.slice(upstream, [0, 0], [count - distance, -1])
-        slopes.append(tf.matmul(*pair, transpose_a=True))
-    return tf.reshape(tf.stack(slopes), shape)
+    if shape[0] > 1:
+        maps = {"input": x, "out_backprop": upstream, "filter_sizes": shape}
+        return tf.raw_ops.Conv2DBackpropFilter(**maps, strides=[1] * 4, padding="SAME")
+    x, upstream = (tf.reshape(cells, (-1, count)) for cells, count in zip((x, upstream), shape[2:]))
+    if shape[2] > shape[3]:  # the product with fewer rows is the faster one
+        return tf.reshape(tf.transpose(tf.matmul(upstream, x, transpose_a=True)), shape)
+    return tf.reshape(tf.matmul(x, upstream, transpose_a=True), shape)
 
 
 @functools.cache

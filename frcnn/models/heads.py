@@ -10,8 +10,8 @@ from frcnn.models.resnet import ConvNorm, layer_seed, resnet_stage
 class Conv(keras.layers.Conv2D):
     """A convolution of stride 1 with a bias, padded with zeros to keep the size, by `backend.convolve`."""
 
-    def call(self, x, training=False):
-        return keras.ops.add(backend.convolve(x, keras.ops.cast(self.kernel, x.dtype), training), self.bias)
+    def call(self, x):
+        return keras.ops.add(backend.convolve(x, keras.ops.cast(self.kernel, x.dtype)), self.bias)
 
 
 def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", seed=0, convolutions=1):

@@ -186,21 +186,21 @@ class ConvNorm(keras.layers.Layer):
 
     def call(self, x, training=False):
         if self.norm == "group":
-            return self._group_normalise(self._add_bias(self._convolve(x, self.kernel, training)))
+            return self._group_normalise(self._add_bias(self._convolve(x, self.kernel)))
         if self.norm == "batch" and training and self.trainable:
-            return self._batch_normalise(self._add_bias(self._convolve(x, self.kernel, training)))
+            return self._batch_normalise(self._add_bias(self._convolve(x, self.kernel)))
         scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
-        y = self._convolve(x, self.kernel * scale, training)
+        y = self._convolve(x, self.kernel * scale)
         mean = self.moving_mean - self.bias if self.use_bias else self.moving_mean
         return ops.add(y, ops.cast(self.beta - mean * scale, y.dtype))
 
     def _add_bias(self, x):
         return ops.add(x, ops.cast(self.bias, x.dtype)) if self.use_bias else x
 
-    def _convolve(self, x, kernel, training):
+    def _convolve(self, x, kernel):
         kernel, pad = ops.cast(kernel, x.dtype), self.kernel_size // 2
         if self.strides == 1:
-            return backend.convolve(x, kernel, training)
+            return backend.convolve(x, kernel)
         # Padded by hand: TensorFlow's explicit padding of a strided convolution has a gradient 40 times slower.
         x = ops.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else x
         return ops.conv(x, kernel, self.strides, "valid")
