@@ -15,7 +15,7 @@ TILE, _POINTS = 4, np.array([0, 2 / 3, -2 / 3, 3 / 2, -3 / 2])
 
 
 def _matrices():
-    """6x6 cells to the points, 3x3 places of a kernel to them, the points to 4x4 cells, all as matrices for flat ones."""
+    """6x6 cells to the points, 3x3 places of a kernel to them, the points to 4x4 cells: matrices for flat ones."""
     others = [np.delete(_POINTS, index) for index in range(5)]
     cells = [*(np.append(np.poly(rest)[::-1], 0) for rest in others), np.poly(_POINTS)[::-1]]
     places = [*(point ** np.arange(3) / np.prod(point - rest) for point, rest in zip(_POINTS, others)), np.eye(3)[2]]
