@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import pickle
 import re
@@ -140,7 +141,8 @@ def weighted_rows(rows, indices, weights):
     places = [tf.repeat(tf.range(count), width), tf.cast(tf.reshape(indices, (-1,)), tf.int64)]
     shape = tf.stack([count, tf.shape(rows, tf.int64)[0]])
     matrix = tf.SparseTensor(tf.stack(places, axis=1), tf.reshape(weights, (-1,)), shape)
-    return tf.sparse.sparse_dense_matmul(matrix, rows)
+    parts = tf.split(rows, math.gcd(4, rows.shape[1]), axis=1)  # each product runs in one thread
+    return tf.concat([tf.sparse.sparse_dense_matmul(matrix, part) for part in parts], axis=1)
 
 
 def top_k(x, k):
