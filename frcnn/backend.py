@@ -173,11 +173,17 @@ def convolve(x, kernel):
     """
     if not is_tensorflow() or _has_gpu():
         return keras.ops.conv(x, kernel, padding="same")
-    kernel = keras.ops.convert_to_tensor(kernel)
+    kernel, dtype = keras.ops.convert_to_tensor(kernel), keras.backend.standardize_dtype(x.dtype)
     by_tiles, directly = (functools.partial(_convolve, x, kernel, by_tiles) for by_tiles in (True, False))
-    if kernel.shape[0] != 3 or min(kernel.shape[2:]) < _WIDE or keras.backend.standardize_dtype(x.dtype) != "float32":
-        return directly()
-    return keras.ops.cond(winograd.tile_count(x) >= _MANY_TILES, by_tiles, directly)
+    return keras.ops.cond(convolves_by_tiles(keras.ops.shape(x), kernel.shape, dtype), by_tiles, directly)
+
+
+def convolves_by_tiles(shape, kernel_shape, dtype):
+    """Whether `convolve` takes `ops.winograd` for a map and a kernel: a bool, or a scalar tensor as the shape is."""
+    if not is_tensorflow() or _has_gpu() or dtype != "float32":
+        return False
+    is_wide = kernel_shape[0] == 3 and min(kernel_shape[2:]) >= _WIDE
+    return is_wide and winograd.tile_count(shape) >= _MANY_TILES
 
 
 def _convolve(x, kernel, by_tiles):

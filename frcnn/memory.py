@@ -11,6 +11,7 @@ from frcnn import backend
 from frcnn.data.batches import padded_size, slot_count
 from frcnn.data.images import resized_size
 from frcnn.models.fpn import AddUpsampled
+from frcnn.ops import winograd
 
 FIELDS = ("train.batch_size", "data.im_size", "data.max_size", "roi.samples", "rpn.train_pre_nms", "detect.batch_size")
 # Layers whose outputs are kept for the gradients; a normalisation by the batch keeps the convolution's, too.
@@ -18,8 +19,9 @@ _KEPT = (layers.ReLU, layers.MaxPooling2D, layers.ZeroPadding2D, layers.Conv2D, 
 _SLOTS = {"sgd": 1, "adam": 2}  # values that the optimizer keeps of each weight
 # Measured with TensorFlow on Linux: the process without a model, the graph of a layer, how much more than the
 # sum of its tensors the allocator holds.
-_BASE, _PER_LAYER, _WASTE = 0.92e9, 2.2e6, 1.12
+_BASE, _PER_LAYER, _WASTE = 1.04e9, 2.2e6, 1.12
 _OVERLAPS = 6  # matrices of anchors and boxes that their IoU is made from
+_TILES = 3  # of a map's tiles: their cells, their values at the points and the products of these
 _CROPS = 5  # RoIAlign crops to twice the size, four times the cells, before it takes means
 
 
@@ -54,9 +56,9 @@ def estimate(model, records, validation=()):
     if not validation:
         return training
     batch = min(config.detect.batch_size, len(validation))
-    maps, _ = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
-    detection = _CROPS * _pooled_bytes(model, batch * config.rpn.test_post_nms) + sum(4 * prod(shape) for shape in maps)
-    return max(training, fixed + detection)
+    maps, trunk = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
+    crops = _CROPS * _pooled_bytes(model, batch * config.rpn.test_post_nms)
+    return max(training, fixed + max(crops, _tiles(trunk)) + sum(4 * prod(shape) for shape in maps))
 
 
 def _trunk(model, shape):
@@ -89,13 +91,29 @@ def _kept(outputs):
         is_trained = is_trained or bool(layer.trainable_weights)  # no gradient goes further back
         if is_trained and (isinstance(layer, _KEPT) or getattr(layer, "norm", None) in ("batch", "group")):
             total += prod(shape) * (2 if layer.compute_dtype.endswith("16") else 4)
+        total += is_trained * _at_points(layer, shape)
     return total
 
 
 def _columns(outputs):
-    """Bytes of the largest matrix of a picture's patches, from which the gradient of a kernel is made."""
-    kernels = [(layer.kernel.shape, shape) for layer, shape in outputs if len(shape) == 4 and hasattr(layer, "kernel")]
-    return max(4 * prod(kernel[:3]) * prod(shape[1:3]) for kernel, shape in kernels if kernel[0] > 1)
+    """Bytes of the largest matrix of a picture's patches, from which the gradient of a kernel is made, or of tiles."""
+    return max(
+        _tiles([(layer, shape)]) or 4 * prod(layer.kernel.shape[:3]) * prod(shape[1:3])
+        for layer, shape in outputs
+        if len(shape) == 4 and hasattr(layer, "kernel") and layer.kernel.shape[0] > 1
+    )
+
+
+def _tiles(outputs):
+    return _TILES * max(_at_points(layer, shape) for layer, shape in outputs)
+
+
+def _at_points(layer, shape):
+    """Bytes of a map's values at Winograd's points, where `frcnn.ops.winograd` convolves it for the layer, else 0."""
+    if getattr(layer, "strides", 0) not in (1, (1, 1)) or not hasattr(layer, "kernel"):
+        return 0
+    is_so = backend.convolves_by_tiles(shape, layer.kernel.shape, layer.compute_dtype)
+    return is_so * 4 * 36 * winograd.tile_count(shape) * layer.kernel.shape[2]
 
 
 def _pooled_bytes(model, rois):

@@ -60,6 +60,22 @@ def test_the_projects_own_convolutions_keep_what_keras_does():
     assert memory._kept(shapes[:1]) == memory._kept(shapes[1:]) == 4 * 5 * 8 * 8 * 4
 
 
+@pytest.mark.tensorflow
+def test_a_wide_convolution_keeps_its_map_at_the_points():
+    """56x60 cells are 14x15 tiles, each of 36 points; their moment is three times that."""
+    outputs = []
+    for shape in ((1, 56, 60, 256), (1, 56, 52, 256)):  # the second has 14x13 tiles: too few
+        layer = Conv(256, 3)
+        layer.build((None, None, None, 256))
+        outputs.append((layer, shape))
+    maps, at_points = 4 * 256 * 56 * (60 + 52), 4 * 256 * 36 * 14 * 15
+    assert memory._kept(outputs) == maps + at_points
+    assert memory._columns(outputs[:1]) == 3 * at_points
+    for layer, _ in outputs:
+        layer.trainable = False
+    assert memory._kept(outputs) == 0
+
+
 def test_sizes_are_the_largest_that_a_batch_may_have():
     """480 x 640 becomes 64 x 85 (padded 64 x 96), 640 x 320 128 x 64; jitter of a half: 96 x 128, 192 x 96."""
     data = tiny_config("data.max_size=128").data

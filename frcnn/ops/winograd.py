@@ -26,9 +26,9 @@ def _matrices():
 _FROM_CELLS, _FROM_KERNEL, _TO_CELLS = _matrices()
 
 
-def tile_count(x):
-    """How many tiles a map (B, h, w, C) has."""
-    batch, height, width, _ = ops.shape(x)
+def tile_count(shape):
+    """How many tiles a map of a shape (B, h, w, C) has."""
+    batch, height, width, _ = shape
     return batch * _tiles_along(height) * _tiles_along(width)
 
 
