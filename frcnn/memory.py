@@ -44,7 +44,7 @@ def estimate(model, records, validation=()):
     size = _largest_size(records, config.data, 1 + config.data.scale_jitter)
     maps, trunk = _trunk(model, (config.train.batch_size, *size, 3))
     rois = config.train.batch_size * config.roi.samples
-    head = _outputs(model.get_layer("roi_head"), (rois, *model.get_layer("roi_head").input_shape[1:]))
+    head = _head(model, rois)
     fixed += _PER_LAYER * len(trunk + head)
     pooled = _pooled_bytes(model, rois)
     anchors = sum(prod(shape) for layer, shape in trunk if layer.name == "rpn_logits")
@@ -57,8 +57,9 @@ def estimate(model, records, validation=()):
         return training
     batch = min(config.detect.batch_size, len(validation))
     maps, trunk = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
-    crops = _CROPS * _pooled_bytes(model, batch * config.rpn.test_post_nms)
-    return max(training, fixed + max(crops, _tiles(trunk)) + sum(4 * prod(shape) for shape in maps))
+    rois = batch * config.rpn.test_post_nms
+    moment = max(_CROPS * _pooled_bytes(model, rois), _tiles(trunk)) + _tiles(_head(model, rois))
+    return max(training, fixed + _WASTE * (moment + sum(4 * prod(shape) for shape in maps)))
 
 
 def _trunk(model, shape):
@@ -67,6 +68,12 @@ def _trunk(model, shape):
     maps = backbone.compute_output_shape(shape)
     maps = maps if isinstance(maps, list) else [maps]
     return maps, _outputs(backbone, shape) + [pair for one_map in maps for pair in _outputs(rpn, one_map)]
+
+
+def _head(model, rois):
+    """(layer, shape) of all outputs of the RoI head for so many RoIs."""
+    head = model.get_layer("roi_head")
+    return _outputs(head, (rois, *head.input_shape[1:]))
 
 
 def _outputs(part, shape):
