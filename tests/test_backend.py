@@ -48,9 +48,9 @@ def test_a_convolution_and_its_gradients_are_kerass_own(monkeypatch, size, shape
     def kerass(x, kernel):
         return keras.ops.conv(x, kernel, padding="same")
 
-    np.testing.assert_allclose(array(backend.convolve(x, kernel)), array(kerass(x, kernel)), rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(array(backend.convolve(x, kernel)), array(kerass(x, kernel)), rtol=1e-4, atol=1e-3)
     for slope, expected in zip(slopes(backend.convolve), slopes(kerass)):
-        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=2e-3)
+        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.tensorflow

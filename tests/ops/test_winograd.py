@@ -22,8 +22,7 @@ def test_it_is_the_convolution_to_a_hundred_thousandth(shape):
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_so_many_products_as_a_wide_map_adds_up_round_no_worse():
-    """Against the same sum in float64: 256 channels, as the pyramid has."""
+def test_so_it_is_where_256_channels_add_up():
     x, kernel = noise(1, 12, 8, 256), noise(3, 3, 256, 256, seed=1)
     expected = convolve(x, kernel, 1)
     worst = np.abs(array(winograd.convolve(tensor(x), tensor(kernel))[0]) - expected).max()
