@@ -36,7 +36,7 @@ def stages(model, task):
     yield "backbone", mean_of(inputs, done)
     maps = features if isinstance(features, list) else [features]
     logits, deltas = map(list, zip(*(layer("rpn")(one_map) for one_map in maps)))
-    done += [logits, deltas]
+    done.append(keras.tree.map_structure(ops.stop_gradient, [logits, deltas]))  # as in training
     yield "RPN", mean_of(inputs, done)
     anchors = layer("anchors")(maps, images)
     select = layer("train_proposals") if task == "train" else proposals_of_detection(model)
@@ -45,10 +45,12 @@ def stages(model, task):
     yield "proposals", mean_of(inputs, done)
     if task == "train":
         seeds = inputs["sampling_seeds"]
-        sampled = layer("sample_anchors")(logits, deltas, anchors, *truth, seeds)
+        indices, *sampled = layer("sample_anchors")(anchors, *truth, seeds)
         rois, *targets = layer("sample_rois")(rois, scores, *truth, seeds)
         done += [sampled, rois, targets]
         yield "sampling", mean_of(inputs, done)
+        done.append(layer("pick_anchors")(*layer("sampled_rpn")(layer("rpn_patches")(maps, indices)), indices))
+        yield "RPN at samples", mean_of(inputs, done)
     pooled = layer("roi_align")(features, rois)
     yield "RoIAlign", mean_of(inputs, [*done, pooled])
     yield "head", mean_of(inputs, [*done, layer("roi_head")(pooled)])
@@ -62,14 +64,31 @@ def proposals_of_detection(model):
 
 
 def floor(model, task):
-    """The backbone, the RPN and the head on pooled RoIs that are given: input "pooled", (1, R, size, size, C)."""
-    images, sizes, head = model.input["images"], model.input["image_sizes"], model.get_layer("roi_head")
-    features = model.get_layer("backbone")(model.get_layer("normalize")(images, sizes))
-    maps = features if isinstance(features, list) else [features]
-    shape = head.input.shape[1:]
-    pooled = keras.Input((rois_of(model, task), *shape), name="pooled")
-    outputs = [[model.get_layer("rpn")(one_map) for one_map in maps], head(ops.reshape(pooled, (-1, *shape)))]
-    return mean_of({"images": images, "image_sizes": sizes, "pooled": pooled}, outputs)
+    """The layers with weights alone, where the head and, in training, the RPN's backward pass have inputs of their own.
+
+    These are "pooled", (B, R, size, size, C), and "patches", (B, S, side, side, C). The gradients of the feature maps
+    are constants.
+    """
+    inputs = {name: model.input[name] for name in ("images", "image_sizes")}
+    maps = model.get_layer("backbone")(model.get_layer("normalize")(*inputs.values()))
+    maps = maps if isinstance(maps, list) else [maps]
+    outputs = [[model.get_layer("rpn")(one_map) for one_map in maps]]
+    shapes = given_shapes(model, task)
+    given = {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
+    flat = {name: ops.reshape(x, (-1, *x.shape[2:])) for name, x in given.items()}
+    outputs.append(model.get_layer("roi_head")(flat["pooled"]))
+    if task == "train":
+        sampled = model.get_layer("sampled_rpn")([flat["patches"], ops.ones_like(flat["patches"][..., :1])])
+        outputs = [maps, keras.tree.map_structure(ops.stop_gradient, outputs[0]), outputs[1], sampled]
+    return mean_of(inputs | given, outputs)
+
+
+def given_shapes(model, task):
+    """{name: shape of one picture's} of what `floor` takes besides images."""
+    shapes = {"pooled": (rois_of(model, task), *model.get_layer("roi_head").input_shape[1:])}
+    if task == "train":
+        shapes["patches"] = (model.config.rpn.samples, *model.get_layer("sampled_rpn").input_shape[0][1:])
+    return shapes
 
 
 def optimizer(model):

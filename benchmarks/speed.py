@@ -223,15 +223,14 @@ def our_batch(picture, model, task):
     from benchmarks import parts
     from frcnn.data.batches import pad_images
 
-    count = picture.count
-    shape = (parts.rois_of(model, task), *model.get_layer("roi_head").input.shape[1:])
-    return {
+    count, generator = picture.count, np.random.default_rng(0)
+    given = {name: (count, *shape) for name, shape in parts.given_shapes(model, task).items()}
+    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in given.items()} | {
         "images": pad_images([picture.image] * count),
         "image_sizes": np.array([picture.image.shape[:2]] * count, np.int32),
         "gt_boxes": np.stack([picture.boxes] * count),
         "gt_labels": np.stack([picture.labels] * count).astype(np.int32),
         "sampling_seeds": np.arange(count, dtype=np.int32),
-        "pooled": np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32),
     }
 
 

@@ -42,32 +42,33 @@ def estimate(model, records, validation=()):
         outputs = _outputs(model.get_layer("resnet"), shape)
         return fixed + _PER_LAYER * len(outputs) + trainable + _WASTE * (_kept(outputs) + _columns(outputs))
     size = _largest_size(records, config.data, 1 + config.data.scale_jitter)
-    maps, trunk = _trunk(model, (config.train.batch_size, *size, 3))
+    maps, trunk, rpn = _trunk(model, (config.train.batch_size, *size, 3))
     rois = config.train.batch_size * config.roi.samples
     head = _head(model, rois)
-    fixed += _PER_LAYER * len(trunk + head)
+    fixed += _PER_LAYER * len(trunk + rpn + head)
     pooled = _pooled_bytes(model, rois)
-    anchors = sum(prod(shape) for layer, shape in trunk if layer.name == "rpn_logits")
+    anchors = sum(prod(shape) for layer, shape in rpn if layer.name == "rpn_logits")
     slots = slot_count(max(len(record.boxes) for record in records))
-    # Backward: the head's kernels; the pooling's products, when the head's share is gone. Forward: overlaps; crops.
+    # Backward: the head's kernels; the pooling's products, when the head's share is gone. Forward: the RPN, which keeps
+    # nothing; overlaps; crops.
     backward = max(_kept(head) + _columns(trunk), pooled + _slope_bytes(model, maps, pooled))
-    moment = max(backward, _OVERLAPS * 4 * anchors * slots, _CROPS * pooled)
+    moment = max(backward, _tiles(rpn), _OVERLAPS * 4 * anchors * slots, _CROPS * pooled)
     training = fixed + trainable + _WASTE * (_kept(trunk) + moment)
     if not validation:
         return training
     batch = min(config.detect.batch_size, len(validation))
-    maps, trunk = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
+    maps, trunk, rpn = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
     rois = batch * config.rpn.test_post_nms
-    moment = max(_CROPS * _pooled_bytes(model, rois), _tiles(trunk)) + _tiles(_head(model, rois))
+    moment = max(_CROPS * _pooled_bytes(model, rois), _tiles(trunk + rpn)) + _tiles(_head(model, rois))
     return max(training, fixed + _WASTE * (moment + sum(4 * prod(shape) for shape in maps)))
 
 
 def _trunk(model, shape):
-    """Feature maps' shapes of images of a shape (B, H, W, 3), and (layer, shape) of all outputs up to the RPN's."""
+    """Feature maps' shapes of images of a shape (B, H, W, 3); (layer, shape) of the backbone's outputs, the RPN's."""
     backbone, rpn = model.get_layer("backbone"), model.get_layer("rpn")
     maps = backbone.compute_output_shape(shape)
     maps = maps if isinstance(maps, list) else [maps]
-    return maps, _outputs(backbone, shape) + [pair for one_map in maps for pair in _outputs(rpn, one_map)]
+    return maps, _outputs(backbone, shape), [pair for one_map in maps for pair in _outputs(rpn, one_map)]
 
 
 def _head(model, rois):

@@ -2,6 +2,7 @@
 
     images -> backbone -> rpn -> select_proposals -> sample_rois -> roi_align -> roi_head -> four Lambda losses
                                                   \\-> roi_align -> roi_head -> select_detections
+    anchors -> sample_anchors -> rpn_patches -> sampled_rpn, the RPN's layers at the sampled cells -> two of the losses
 
 The ground truth is an input and the losses are outputs, one number a picture: any `fit` trains it, and nothing of
 Keras's training step is overridden. The backbone runs once a step.
@@ -11,16 +12,18 @@ import keras
 
 from frcnn import backend
 from frcnn.models.fpn import fpn_parts
-from frcnn.models.heads import build_rpn_head, build_stage5_head
+from frcnn.models.heads import build_rpn_head, build_sampled_rpn, build_stage5_head
 from frcnn.models.layers import (
     AnchorGrid,
     ImageNormalization,
     PerPicture,
+    PickAnchors,
     RoIAlign,
     SampleAnchors,
     SampleRoIs,
     SelectDetections,
     SelectProposals,
+    TakePatches,
 )
 from frcnn.models.resnet import CONVENTIONS, ResNetSpec, resnet_stage, resnet_stem
 from frcnn.ops import losses
@@ -195,9 +198,32 @@ def dtype_policy(precision):
 def _shared_trunk(parts, inputs):
     """Features as the backbone gives them; lists over its maps: rpn_logits, rpn_deltas, anchors."""
     features = parts["backbone"](parts["normalize"](inputs["images"], inputs["image_sizes"]))
-    maps = features if isinstance(features, list) else [features]
+    maps = _as_list(features)
     logits, deltas = zip(*(parts["rpn"](one_map) for one_map in maps))
     return features, list(logits), list(deltas), parts["anchors"](maps, inputs["images"])
+
+
+def _as_list(features):
+    return features if isinstance(features, list) else [features]
+
+
+def sampled_rpn_outputs(rpn, features, indices):
+    """What the RPN answers at sampled anchors, looking at their cells once more.
+
+    Its outputs on whole maps only serve the proposals, which no gradient leaves. So there is no backward pass through
+    them: the losses see some hundred of some ten thousand cells, and the gradient of all others is 0.
+
+    Args:
+        rpn: as `build_rpn_head` returns it.
+        features: what the backbone gives, a map or a list of them.
+        indices: (B, S) int32, of anchors.
+
+    Returns:
+        logits (B, S), deltas (B, S, 4), as `rpn` gives them on the whole maps.
+    """
+    network = build_sampled_rpn(rpn)
+    patches = TakePatches(name="rpn_patches", side=network.input_shape[0][1], anchors=network.output_shape[0][1])
+    return PickAnchors(name="pick_anchors")(*network(patches(_as_list(features), indices)), indices)
 
 
 def _apply_head(parts, features, rois, count):
@@ -210,7 +236,8 @@ def _training_outputs(config, parts, inputs):
     truth = inputs["gt_boxes"], inputs["gt_labels"]
     features, *rpn_outputs = _shared_trunk(parts, inputs)
     sampling = rpn.model_dump(include={"positive_iou", "negative_iou", "samples", "positive_fraction", "delta_weights"})
-    anchor_sample = SampleAnchors(name="sample_anchors", **sampling)(*rpn_outputs, *truth, seeds)
+    indices, labels, targets = SampleAnchors(name="sample_anchors", **sampling)(rpn_outputs[-1], *truth, seeds)
+    logits, deltas = sampled_rpn_outputs(parts["rpn"], features, indices)
     decoding = rpn.model_dump(include={"nms_iou", "delta_weights"})
     select = SelectProposals(name="train_proposals", pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms, **decoding)
     proposals, scores = select(*rpn_outputs, inputs["image_sizes"])
@@ -218,7 +245,6 @@ def _training_outputs(config, parts, inputs):
     sample = SampleRoIs(name="sample_rois", num_classes=num_classes, **roi.model_dump(exclude={"box_loss"}))
     rois, roi_labels, roi_targets = sample(proposals, scores, *truth, seeds)
     class_logits, box_deltas = _apply_head(parts, features, rois, roi.samples)
-    logits, deltas, labels, targets = anchor_sample
     giou = {"function": losses.roi_giou_loss, "arguments": {"delta_weights": roi.delta_weights}}
     return {
         "rpn_class_loss": _loss_layer("rpn_class_loss")((logits, labels)),

@@ -8,10 +8,29 @@ from frcnn.models.resnet import ConvNorm, layer_seed, resnet_stage
 
 @keras.saving.register_keras_serializable("frcnn")
 class Conv(keras.layers.Conv2D):
-    """A convolution of stride 1 with a bias, padded with zeros to keep the size, by `backend.convolve`."""
+    """A convolution of stride 1 with a bias, padded with zeros to keep the size, by `backend.convolve`.
 
-    def call(self, x):
-        return keras.ops.add(backend.convolve(x, keras.ops.cast(self.kernel, x.dtype)), self.bias)
+    With `padding="valid"` in a call there is no padding: meant for maps of a few cells, by a matrix product.
+    """
+
+    def call(self, x, padding="same"):
+        kernel = keras.ops.cast(self.kernel, x.dtype)
+        y = backend.convolve(x, kernel) if padding == "same" else _convolve_small(x, kernel)
+        return keras.ops.add(y, self.bias)
+
+    def compute_output_spec(self, x, padding="same"):
+        removed = 0 if padding == "same" else self.kernel_size[0] - 1
+        sides = (side and side - removed for side in x.shape[1:3])
+        return keras.KerasTensor((x.shape[0], *sides, self.filters), self.compute_dtype)
+
+
+def _convolve_small(x, kernel):
+    size, _, channels, filters = kernel.shape
+    height, width = (side - size + 1 for side in x.shape[1:3])
+    places = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    return keras.ops.matmul(
+        keras.ops.concatenate(places, axis=-1), keras.ops.reshape(kernel, (size * size * channels, filters))
+    )
 
 
 def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", seed=0, convolutions=1):
@@ -40,6 +59,37 @@ def build_rpn_head(in_channels, channels, anchors_per_cell, dtype="float32", see
     logits = keras.layers.Reshape((-1,), name="rpn_logits", dtype="float32")(logits)
     deltas = keras.layers.Reshape((-1, 4), name="rpn_deltas", dtype="float32")(deltas)
     return keras.Model(features, [logits, deltas], name="rpn")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class SampledRPN(keras.Model):
+    """An RPN head on the surroundings of single cells; see `build_sampled_rpn`."""
+
+
+def build_sampled_rpn(rpn):
+    """What an RPN head answers at single cells, with its own layers, without a look at the rest of the map.
+
+    Args:
+        rpn: as `build_rpn_head` returns it.
+
+    Returns:
+        keras.Model, patches (N, s, s, C) and inside (N, s, s, 1) of `ops.patches.take_patches`, s = 1 + 2 for each 3x3
+        convolution -> logits (N, a), deltas (N, a, 4), those of the a anchors of each cell.
+    """
+    layers = {layer.name: layer for layer in rpn.layers}
+    convolutions = [layer for name, layer in layers.items() if name.startswith("rpn_conv") and hasattr(layer, "kernel")]
+    side, dtype = 1 + 2 * len(convolutions), convolutions[0].compute_dtype
+    patches = x = keras.Input((side, side, rpn.input_shape[-1]), dtype=dtype, name="patches")
+    inside = is_cell = keras.Input((side, side, 1), dtype=dtype, name="inside")
+    for convolution in convolutions:  # each sees zeros around the map, and not what the one before makes of them
+        x = keras.layers.Multiply(name=f"{convolution.name}_inside", dtype=dtype)([x, is_cell])
+        x = layers[f"{convolution.name}_relu"](convolution(x, padding="valid"))
+        is_cell = keras.layers.Cropping2D(1, name=f"{convolution.name}_crop", dtype=dtype)(is_cell)
+    anchors = layers["rpn_out_class"].filters
+    logits, deltas = (layers[name](x, padding="valid") for name in ("rpn_out_class", "rpn_out_regress"))
+    logits = keras.layers.Reshape((anchors,), name="sampled_logits", dtype="float32")(logits)
+    deltas = keras.layers.Reshape((anchors, 4), name="sampled_deltas", dtype="float32")(deltas)
+    return SampledRPN([patches, inside], [logits, deltas], name="sampled_rpn")
 
 
 def build_stage5_head(in_channels, pool_size, num_classes, spec):

@@ -10,6 +10,7 @@ from keras import KerasTensor, ops
 from frcnn import backend
 from frcnn.ops.anchors import grid_anchors
 from frcnn.ops.detections import select_detections
+from frcnn.ops.patches import take_patches
 from frcnn.ops.proposals import select_level_proposals
 from frcnn.ops.roi_align import pyramid_roi_align, roi_align
 from frcnn.ops.targets import rpn_targets, sample_rois
@@ -84,26 +85,51 @@ class SelectProposals(OpLayer):
 
 @keras.saving.register_keras_serializable("frcnn")
 class SampleAnchors(OpLayer):
-    """`ops.targets.rpn_targets` over the anchors of all levels, with the sampled logits and deltas gathered.
+    """`ops.targets.rpn_targets` over the anchors of all levels: indices (B, S), labels (B, S), delta_targets."""
 
-    Returns:
-        logits (B, S), deltas (B, S, 4), labels (B, S) int32, delta_targets (B, S, 4).
+    def call(self, anchors, gt_boxes, gt_labels, seeds):
+        sampled = rpn_targets(ops.concatenate(anchors, axis=0), gt_boxes, gt_labels, seeds, **self.settings)
+        return tuple(ops.stop_gradient(tensor) for tensor in sampled)
+
+    def compute_output_spec(self, anchors, gt_boxes, *_):
+        shape = (gt_boxes.shape[0], self.settings["samples"])
+        return KerasTensor(shape, "int32"), KerasTensor(shape, "int32"), KerasTensor((*shape, 4), "float32")
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class TakePatches(OpLayer):
+    """`ops.patches.take_patches` around the cells of anchors: maps, indices (B, S) -> patches, inside, as the maps are.
+
+    Settings: side, of a patch; anchors, how many a cell has.
     """
 
-    def call(self, rpn_logits, rpn_deltas, anchors, gt_boxes, gt_labels, seeds):
-        rpn_logits, rpn_deltas = ops.concatenate(rpn_logits, axis=1), ops.concatenate(rpn_deltas, axis=1)
-        anchors = ops.concatenate(anchors, axis=0)
-        indices, labels, targets = rpn_targets(anchors, gt_boxes, gt_labels, seeds, **self.settings)
-        logits = ops.take_along_axis(rpn_logits, indices, axis=1)
-        deltas = ops.take_along_axis(rpn_deltas, indices[..., None], axis=1)
-        return logits, deltas, labels, ops.stop_gradient(targets)
+    def __init__(self, name=None, **settings):
+        super().__init__(name, **settings)
+        self.autocast = False  # nothing is computed
 
-    def compute_output_spec(self, rpn_logits, *_):
-        shape = (rpn_logits[0].shape[0], self.settings["samples"])
-        return tuple(
-            KerasTensor((*shape, *rest), dtype)
-            for rest, dtype in (((), "float32"), ((4,), "float32"), ((), "int32"), ((4,), "float32"))
-        )
+    def call(self, maps, indices):
+        return take_patches(maps, indices // self.settings["anchors"], self.settings["side"])
+
+    def compute_output_spec(self, maps, indices):
+        side, dtype = self.settings["side"], maps[0].dtype
+        return tuple(KerasTensor((None, side, side, channels), dtype) for channels in (maps[0].shape[-1], 1))
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class PickAnchors(OpLayer):
+    """Of the a anchors of a cell the sampled one: logits (N, a), deltas (N, a, 4), indices (B, S) -> (B, S), (B, S, 4).
+
+    N = B * S.
+    """
+
+    def call(self, logits, deltas, indices):
+        anchors, shape = logits.shape[-1], ops.shape(indices)
+        own = ops.reshape(indices % anchors, (-1, 1))
+        logits, deltas = ops.take_along_axis(logits, own, axis=1), ops.take_along_axis(deltas, own[..., None], axis=1)
+        return ops.reshape(logits, shape), ops.reshape(deltas, (*shape, 4))
+
+    def compute_output_spec(self, logits, deltas, indices):
+        return KerasTensor(indices.shape, "float32"), KerasTensor((*indices.shape, 4), "float32")
 
 
 @keras.saving.register_keras_serializable("frcnn")

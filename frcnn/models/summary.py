@@ -37,12 +37,13 @@ def at_size(model, height, width):
 
     Returns:
         keras.Model with random weights; list of the models inside it, copied for the sizes that reach them, in the
-        order of their calls. A model that is called again is there again, as `name_call2`.
+        order of their calls. A model that is called again is there again, as `name_call2`. `SampledRPN` is not: it has
+        its size, and the layers of another.
     """
     inner = []
 
     def call(layer, *tensors, **keywords):
-        if isinstance(layer, keras.Model):
+        if isinstance(layer, keras.Model) and layer.name != "sampled_rpn":
             calls = sum(part.name.partition(_AGAIN)[0] == layer.name for part in inner)
             sized = keras.models.clone_model(layer, _input_like(layer.input, tensors[0].shape))
             name = f"{layer.name}{_AGAIN}{calls + 1}" if calls else layer.name

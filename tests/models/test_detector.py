@@ -1,3 +1,4 @@
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from frcnn.training import TimedBatches
 from tests.oracles.tensors import array, gradient
 from tests.oracles.tiny import CLASS_NAMES, SCENES, SIZE, tiny_batch, tiny_config, tiny_images
 
-AFTER_THE_HEADS = ["anchors", "sample_anchors", "train_proposals", "sample_rois", "roi_align", *LOSSES]
+AFTER_THE_HEADS = [
+    "anchors",
+    "sample_anchors",
+    "pick_anchors",
+    "train_proposals",
+    "sample_rois",
+    "roi_align",
+    *LOSSES,
+]
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +182,13 @@ def test_mixed_precision_ends_at_the_heads():
     assert {layer.compute_dtype for layer in convolutions} == {"bfloat16"}
     inside = {name: layers[name].output for name in AFTER_THE_HEADS}
     inside |= {name: layers[name].output for name in layers if name.startswith("per_picture")}
-    assert len(inside) == 11
+    assert len(inside) == 12
     inputs = {name: keras.ops.convert_to_tensor(value) for name, value in tiny_batch(1).items()}
     actual = keras.Model(model.input, inside)(inputs)
     for name, declared in inside.items():
         found = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(actual[name])]
         assert found == [x.dtype for x in keras.tree.flatten(declared)], name
-        integers = {"sample_anchors": [2], "sample_rois": [1]}.get(name, [])  # the labels
+        integers = {"sample_anchors": [0, 1], "sample_rois": [1]}.get(name, [])  # indices and labels
         assert found == ["int32" if index in integers else "float32" for index in range(len(found))], name
     # Coordinates went through no bfloat16, whose steps at 64 are 0.5: thirds of pixels survive.
     rois, labels, _ = array(actual["sample_rois"])
@@ -192,6 +201,15 @@ def test_the_rpns_delta_weights_reach_its_targets_and_both_decodings():
     layers = [model.get_layer(name) for name in ("sample_anchors", "train_proposals")]
     for layer in [*layers, detection_model(model).get_layer("test_proposals")]:
         assert layer.settings["delta_weights"] == (1, 2, 3, 4)
+
+
+def test_a_weight_file_holds_the_rpn_once_where_it_always_was(model, tmp_path):
+    model.save_weights(tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        names = []
+        file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+    assert sum("/functional_1/" in name for name in names) == 6  # backbone, RPN and head are the models without a class
+    assert not [name for name in names if "sampled" in name]
 
 
 # -------------------------------------------------------------------------------------------------- detection

@@ -2,9 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from frcnn.models.heads import build_rpn_head, build_stage5_head
+from frcnn.models.heads import build_rpn_head, build_sampled_rpn, build_stage5_head
 from frcnn.models.resnet import ResNetSpec
-from tests.oracles.tensors import array, tensor
+from frcnn.ops.patches import take_patches
+from tests.oracles.tensors import array, gradient, tensor
 
 
 def features(*shape, seed=0):
@@ -82,3 +83,37 @@ def test_the_seed_decides_the_weights():
     for a, b, c in zip(first.get_weights(), again.get_weights(), other.get_weights()):
         assert np.array_equal(a, b)
         assert a.ndim == 1 or not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("convolutions", [1, 2])
+def test_the_sampled_rpn_answers_and_learns_as_the_rpn_on_whole_maps_does(convolutions):
+    """At every cell, those at the border of the map included, and of maps smaller than what a cell sees."""
+    rpn = build_rpn_head(4, 6, 3, convolutions=convolutions)
+    generator = np.random.default_rng(0)
+    for variable in rpn.weights:
+        variable.assign(generator.normal(size=variable.shape))
+    network, side = build_sampled_rpn(rpn), 1 + 2 * convolutions
+    assert network.input_shape[0] == (None, side, side, 4)
+    assert [id(weight) for weight in network.weights] == [id(weight) for weight in rpn.weights]
+    maps = [generator.normal(size=(2, *shape, 4)).astype(np.float32) for shape in [(6, 5), (2, 3)]]
+    cells = tensor([np.arange(36)] * 2, "int32")
+    slopes = [tensor(generator.normal(size=(2, 36 * 3, *rest))) for rest in ((), (4,))]
+
+    def on_whole_maps(maps):
+        return [keras.ops.concatenate(levels, axis=1) for levels in zip(*map(rpn, maps))]
+
+    def at_cells(maps):
+        outputs = network(take_patches(maps, cells, side))
+        return [keras.ops.reshape(x, slope.shape) for x, slope in zip(outputs, slopes)]
+
+    def slope_of(function):
+        def weighted(first):
+            outputs = function([first, tensor(maps[1])])
+            return sum(keras.ops.sum(x * slope) for x, slope in zip(outputs, slopes))
+
+        return gradient(weighted, maps[0])
+
+    tensors = list(map(tensor, maps))
+    for expected, found in zip(on_whole_maps(tensors), at_cells(tensors)):
+        np.testing.assert_allclose(array(found), array(expected), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(slope_of(at_cells), slope_of(on_whole_maps), rtol=1e-4, atol=1e-3)
