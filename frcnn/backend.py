@@ -17,16 +17,12 @@ from frcnn.ops import winograd
 
 keep_freed_memory()  # before a backend has threads at work
 
-_WIDE, _MANY_TILES = 256, 200  # channels, tiles: from there on Winograd's products save more than they cost
+_WIDE, _MANY_TILES = 256, 100  # channels, tiles: from there on Winograd's products save more than they cost
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
 # Names of the errors of TensorFlow and PyTorch; messages of JAX, of PyTorch on a processor, of TensorFlow on a GPU.
-_OUT_OF_MEMORY = (
-    "ResourceExhaustedError",
-    "OutOfMemoryError",
-    "RESOURCE_EXHAUSTED",
-    "can't allocate memory",
-    "not enough memory",
-    "Dst tensor is not initialized",
+_OUT_OF_MEMORY = re.compile(
+    "ResourceExhaustedError|OutOfMemoryError|RESOURCE_EXHAUSTED"
+    "|can't allocate memory|not enough memory|Dst tensor is not initialized"
 )
 
 
@@ -162,7 +158,8 @@ def convolve(x, kernel):
 
     On a processor with TensorFlow, whose kernels for a convolution's gradients are slower than the forward one, that
     for `x` is a convolution too, of the upstream gradient with the kernel turned by 180 degrees, and that for a 1x1
-    kernel a matrix product. There `ops.winograd` does 3x3 kernels of many channels on maps of many tiles, in float32.
+    kernel a matrix product. There `ops.winograd` does 3x3 kernels of many channels on maps of many tiles: all in
+    float32, and of bfloat16, whose own products are as fast, the gradient for the kernel.
 
     Args:
         x: (B, h, w, C).
@@ -173,15 +170,17 @@ def convolve(x, kernel):
     """
     if not is_tensorflow() or _has_gpu():
         return keras.ops.conv(x, kernel, padding="same")
-    kernel, dtype = keras.ops.convert_to_tensor(kernel), keras.backend.standardize_dtype(x.dtype)
+    kernel = keras.ops.convert_to_tensor(kernel)
     by_tiles, directly = (functools.partial(_convolve, x, kernel, by_tiles) for by_tiles in (True, False))
-    return keras.ops.cond(convolves_by_tiles(keras.ops.shape(x), kernel.shape, dtype), by_tiles, directly)
+    return keras.ops.cond(_suits_tiles(keras.ops.shape(x), kernel.shape), by_tiles, directly)
 
 
 def convolves_by_tiles(shape, kernel_shape, dtype):
-    """Whether `convolve` takes `ops.winograd` for a map and a kernel: a bool, or a scalar tensor as the shape is."""
-    if not is_tensorflow() or _has_gpu() or dtype != "float32":
-        return False
+    """Whether `convolve` takes `ops.winograd` all through for a map and a kernel; the shapes are ints."""
+    return is_tensorflow() and not _has_gpu() and dtype == "float32" and _suits_tiles(shape, kernel_shape)
+
+
+def _suits_tiles(shape, kernel_shape):
     is_wide = kernel_shape[0] == 3 and min(kernel_shape[2:]) >= _WIDE
     return is_wide and winograd.tile_count(shape) >= _MANY_TILES
 
@@ -191,20 +190,25 @@ def _convolve(x, kernel, by_tiles):
 
     @tf.custom_gradient
     def forward(x, kernel):
-        y, values = winograd.convolve(x, kernel) if by_tiles else (tf.nn.conv2d(x, kernel, 1, "SAME"), None)
+        is_winograds = by_tiles and x.dtype == tf.float32
+        y, values = winograd.convolve(x, kernel) if is_winograds else (tf.nn.conv2d(x, kernel, 1, "SAME"), None)
 
         def gradient(upstream):
             turned = tf.transpose(tf.reverse(kernel, [0, 1]), (0, 1, 3, 2))
-            if by_tiles:
+            if is_winograds:
                 return winograd.convolve(upstream, turned)[0], winograd.kernel_gradient(values, upstream)
-            return tf.nn.conv2d(upstream, turned, 1, "SAME"), _kernel_gradient(tf, x, upstream, kernel.shape)
+            slopes = _kernel_gradient(tf, x, upstream, kernel.shape, by_tiles)
+            return tf.nn.conv2d(upstream, turned, 1, "SAME"), slopes
 
         return y, gradient
 
     return forward(x, kernel)
 
 
-def _kernel_gradient(tf, x, upstream, shape):
+def _kernel_gradient(tf, x, upstream, shape, by_tiles):
+    if by_tiles:
+        values = winograd.values_at_points(tf.cast(x, tf.float32))
+        return tf.cast(winograd.kernel_gradient(values, tf.cast(upstream, tf.float32)), x.dtype)
     if shape[0] > 1:
         maps = {"input": x, "out_backprop": upstream, "filter_sizes": shape}
         return tf.raw_ops.Conv2DBackpropFilter(**maps, strides=[1] * 4, padding="SAME")
@@ -328,9 +332,7 @@ def make_deterministic(seed):
 
 def is_out_of_memory(error):
     """Whether an exception says that memory ran out: Python's, TensorFlow's, JAX's or PyTorch's, of any device."""
-    if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY:
-        return True
-    return any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"))
 
 
 @contextlib.contextmanager

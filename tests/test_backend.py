@@ -55,35 +55,59 @@ def test_a_convolution_and_its_gradients_are_kerass_own(monkeypatch, size, shape
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
-    ("cells", "channels", "dtype", "is_by_tiles"),
+    ("cells", "channels", "dtype", "by_tiles"),
     [
-        ((1, 56, 56), 256, "float32", False),
-        ((1, 57, 57), 256, "float32", True),
-        ((50, 7, 7), 256, "float32", True),
-        ((1, 57, 57), 255, "float32", False),
-        ((1, 57, 57), 256, "bfloat16", False),
+        ((1, 36, 40), 256, "float32", []),
+        ((1, 37, 40), 256, "float32", ["convolve", "convolve", "kernel_gradient"]),
+        ((25, 7, 7), 256, "float32", ["convolve", "convolve", "kernel_gradient"]),
+        ((1, 37, 40), 255, "float32", []),
+        ((1, 36, 40), 256, "bfloat16", []),
+        ((1, 37, 40), 256, "bfloat16", ["kernel_gradient"]),
     ],
 )
-def test_wide_kernels_on_many_tiles_convolve_by_tiles_in_any_shape(monkeypatch, cells, channels, dtype, is_by_tiles):
+def test_wide_kernels_on_many_tiles_convolve_by_tiles_in_any_shape(monkeypatch, cells, channels, dtype, by_tiles):
     import tensorflow as tf
 
-    calls, own = [], winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda *given: calls.append(given) or own(*given))
+    calls = []
+    for name in ("convolve", "kernel_gradient"):
+        own = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *given, n=name, own=own: calls.append(n) or own(*given))
     x = keras.ops.cast(tensor(noise(*cells, channels)), dtype)
     kernel = keras.ops.cast(tensor(noise(3, 3, channels, 256, seed=1)), dtype)
 
-    def result_and_slope(x):
+    def result_and_slopes(x):
         with tf.GradientTape() as tape:
-            tape.watch(x)
+            tape.watch([x, kernel])
             y = backend.convolve(x, kernel)
-        return y, tape.gradient(y, x)
+        return y, *tape.gradient(y, [x, kernel])
 
-    fixed = result_and_slope(x)
-    assert bool(calls) == is_by_tiles
-    free = tf.function(result_and_slope, input_signature=[tf.TensorSpec((None, None, None, channels), dtype)])
+    fixed = result_and_slopes(x)
+    assert calls == by_tiles
+    assert {result.dtype.name for result in fixed} == {dtype}
+    free = tf.function(result_and_slopes, input_signature=[tf.TensorSpec((None, None, None, channels), dtype)])
     for own_result, expected in zip(free(x), fixed):
         own_result, expected = (array(keras.ops.cast(result, "float32")) for result in (own_result, expected))
         np.testing.assert_allclose(own_result, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.tensorflow
+def test_a_bfloat16_kernels_gradient_by_tiles_is_that_of_float32_rounded(monkeypatch):
+    import tensorflow as tf
+
+    x, upstream = (keras.ops.cast(tensor(noise(1, 37, 40, 256, seed=seed)), "bfloat16") for seed in (0, 1))
+    kernel = keras.ops.cast(tensor(noise(3, 3, 256, 256, seed=2)), "bfloat16")
+
+    def slope(*tensors):
+        x, kernel, upstream = tensors
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            y = backend.convolve(x, kernel)
+        return array(keras.ops.cast(tape.gradient(y, kernel, upstream), "float32"))
+
+    found = slope(x, kernel, upstream)
+    monkeypatch.setattr(backend, "_MANY_TILES", 1000)
+    expected = slope(*(keras.ops.cast(one, "float32") for one in (x, kernel, upstream)))
+    np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.tensorflow

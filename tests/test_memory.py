@@ -62,13 +62,13 @@ def test_the_projects_own_convolutions_keep_what_keras_does():
 
 @pytest.mark.tensorflow
 def test_a_wide_convolution_keeps_its_map_at_the_points():
-    """56x60 cells are 14x15 tiles, each of 36 points; their moment is three times that."""
+    """40x44 cells are 10x11 tiles, each of 36 points; their moment is three times that."""
     outputs = []
-    for shape in ((1, 56, 60, 256), (1, 56, 52, 256)):  # the second has 14x13 tiles: too few
+    for shape in ((1, 40, 44, 256), (1, 36, 44, 256)):  # the second has 9x11 tiles: too few
         layer = Conv(256, 3)
         layer.build((None, None, None, 256))
         outputs.append((layer, shape))
-    maps, at_points = 4 * 256 * 56 * (60 + 52), 4 * 256 * 36 * 14 * 15
+    maps, at_points = 4 * 256 * 44 * (40 + 36), 4 * 256 * 36 * 10 * 11
     assert memory._kept(outputs) == maps + at_points
     assert memory._columns(outputs[:1]) == 3 * at_points
     for layer, _ in outputs:

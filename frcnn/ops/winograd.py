@@ -40,22 +40,27 @@ def convolve(x, kernel):
         kernel: (3, 3, C, filters) float32.
 
     Returns:
-        (B, h, w, filters) float32, and the map's values at the points, (36, `tile_count`, C), for `kernel_gradient`.
+        (B, h, w, filters) float32, and `values_at_points(x)`.
     """
     (batch, height, width, _), filters = ops.shape(x), kernel.shape[-1]
     rows, columns = _tiles_along(height), _tiles_along(width)
-    values = _at_points(_FROM_CELLS, _overlapping(_blocks(x, before=1, more=1)))
+    values = values_at_points(x)
     cells = _on_first(_TO_CELLS, ops.matmul(values, _at_points(_FROM_KERNEL, kernel)))
     cells = ops.transpose(ops.reshape(cells, (TILE, TILE, batch, rows, columns, filters)), (2, 3, 0, 4, 1, 5))
     return ops.reshape(cells, (batch, TILE * rows, TILE * columns, filters))[:, :height, :width], values
+
+
+def values_at_points(x):
+    """What `kernel_gradient` takes of a map (B, h, w, C) float32: (36, `tile_count`, C) float32."""
+    return _at_points(_FROM_CELLS, _overlapping(_blocks(x, before=1, more=1)))
 
 
 def kernel_gradient(values, upstream):
     """The gradient of `convolve` for its kernel.
 
     Args:
-        values: as it gives them.
-        upstream: (B, h, w, filters), the gradient of its result.
+        values: of its map at the points.
+        upstream: (B, h, w, filters) float32, the gradient of its result.
 
     Returns:
         (3, 3, C, filters) float32.
