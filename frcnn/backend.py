@@ -108,13 +108,18 @@ def tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_rati
 def _crop_and_mean(tf, features, y_points, x_points, picture, sampling_ratio):
     """Points (R, n) and picture (R,) of R RoIs -> (R, rows, columns, C)."""
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-    last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
-    corners = [y_points[:, 0], x_points[:, 0], y_points[:, -1], x_points[:, -1]]
-    boxes = tf.stack([(corner + 1.0) / last[i % 2] for i, corner in enumerate(corners)], axis=-1)
-    crops = tf.image.crop_and_resize(padded, boxes, picture, (y_points.shape[1], x_points.shape[1]))
-    if sampling_ratio > 1:
-        crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
-    return tf.cast(crops, features.dtype)
+    last = tf.tile(tf.cast(tf.shape(padded)[1:3] - 1, tf.float32), [2])
+
+    def crop(y_points, x_points):
+        corners = tf.stack([y_points[:, 0], x_points[:, 0], y_points[:, -1], x_points[:, -1]], axis=-1) + 1.0
+        # Those on the border itself go in by less than shows, or the kernel's rounding may have them outside.
+        corners = tf.where(tf.abs(corners) < 2e-5, 2e-5, tf.where(tf.abs(corners - last) < 2e-5, last - 2e-5, corners))
+        return tf.image.crop_and_resize(padded, corners / last, picture, (y_points.shape[1], x_points.shape[1]))
+
+    # Of each cell the sample in one place: these lie at equal distances.
+    each, places = sampling_ratio, range(sampling_ratio)
+    crops = [crop(y_points[:, down::each], x_points[:, across::each]) for down in places for across in places]
+    return tf.cast(tf.add_n(crops) / len(crops), features.dtype)
 
 
 def weighted_rows(rows, indices, weights):
@@ -135,8 +140,7 @@ def weighted_rows(rows, indices, weights):
 
     count, width = tf.unstack(tf.shape(indices, tf.int64))
     places = [tf.repeat(tf.range(count), width), tf.cast(tf.reshape(indices, (-1,)), tf.int64)]
-    shape = tf.stack([count, tf.shape(rows, tf.int64)[0]])
-    matrix = tf.SparseTensor(tf.stack(places, axis=1), tf.reshape(weights, (-1,)), shape)
+    matrix = tf.SparseTensor(tf.stack(places, 1), tf.reshape(weights, (-1,)), (count, tf.shape(rows, tf.int64)[0]))
     parts = tf.split(rows, math.gcd(4, rows.shape[1]), axis=1)  # each product runs in one thread
     return tf.concat([tf.sparse.sparse_dense_matmul(matrix, part) for part in parts], axis=1)
 
@@ -239,19 +243,15 @@ def batch_normalise(x, gamma, beta, epsilon):
     if is_tensorflow():
         import tensorflow as tf
 
-        # convert: a Keras variable is no tensor to a raw kernel
-        gamma, beta = keras.ops.convert_to_tensor(gamma), keras.ops.convert_to_tensor(beta)
+        gamma, beta = map(keras.ops.convert_to_tensor, (gamma, beta))  # a Keras variable is no tensor to a raw kernel
         return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon, is_training=True)[:3]
     ops = keras.ops
     wide = ops.cast(x, "float32")
     mean, variance = ops.moments(wide, axes=(0, 1, 2))
     scale = gamma * ops.rsqrt(variance + epsilon)
     count = ops.cast(ops.size(x) // x.shape[-1], "float32")
-    return (
-        ops.cast(wide * scale + (beta - mean * scale), x.dtype),
-        mean,
-        variance * count / ops.maximum(count - 1.0, 1.0),
-    )
+    unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
+    return ops.cast(wide * scale + (beta - mean * scale), x.dtype), mean, unbiased
 
 
 def bfloat16_is_native():

@@ -362,7 +362,7 @@ def test_keras_frcnns_detector_gives_its_own_numbers(old_detector):
     assert_close(1 / (1 + np.exp(-_their_anchors(logits[..., None]))), expected["rpn_class"])
     assert_close(_their_anchors(deltas), expected["rpn_regress"])
     pooled = np.maximum(np.random.default_rng(99).standard_normal((3, 14, 14, 1024)).astype(np.float32), 0)
-    logits, deltas = model.get_layer("roi_head").predict_on_batch(pooled)
+    logits, deltas = model.get_layer("roi_head").predict_on_batch(pooled[:, ::2, ::2])  # ours reads no others
     scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     assert_close(scores[None], expected["head_class"])
     assert_close(deltas.reshape(1, 3, 12), expected["head_regress"])

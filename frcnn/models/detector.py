@@ -12,7 +12,7 @@ import keras
 
 from frcnn import backend
 from frcnn.models.fpn import fpn_parts
-from frcnn.models.heads import build_rpn_head, build_sampled_rpn, build_stage5_head
+from frcnn.models.heads import build_rpn_head, build_sampled_rpn, build_stage5_head, stage5_step
 from frcnn.models.layers import (
     AnchorGrid,
     ImageNormalization,
@@ -145,13 +145,13 @@ def c4_parts(model, spec, num_classes, seed):
     backbone = build_backbone(spec)
     channels = backbone.output_shape[-1]
     ((stride, sizes),), ratios = model.anchor_levels, list(model.anchor_ratios)
-    pool = model.roi_pool_size
+    pool, step = model.roi_pool_size, stage5_step(spec)
     return {
         "backbone": backbone,
         "rpn": build_rpn_head(channels, model.rpn_channels, len(sizes) * len(ratios), spec.dtype, seed),
         "anchors": AnchorGrid(name="anchors", stride=stride, sizes=[list(sizes)], ratios=ratios),
-        "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=stride),
-        "roi_head": build_stage5_head(channels, pool, num_classes, spec),
+        "roi_align": RoIAlign(name="roi_align", output_size=pool, stride=stride, step=step),
+        "roi_head": build_stage5_head(channels, -(-pool // step), num_classes, spec),
     }
 
 

@@ -1,5 +1,7 @@
 """The RPN head and the RoI heads, as models of their own that training and detection share."""
 
+import dataclasses
+
 import keras
 
 from frcnn import backend
@@ -97,7 +99,7 @@ def build_stage5_head(in_channels, pool_size, num_classes, spec):
 
     Args:
         in_channels: of the feature map.
-        pool_size: cells along a side of a pooled RoI.
+        pool_size: cells along a side of a pooled RoI, those that `stage5_step` leaves out not among them.
         num_classes: K.
         spec: `ResNetSpec`; the outputs are float32, the initial deviation 0.01 for scores and 0.001 for boxes
             (Girshick 2015).
@@ -106,9 +108,16 @@ def build_stage5_head(in_channels, pool_size, num_classes, spec):
         keras.Model, (R, pool_size, pool_size, C) -> class_logits (R, K + 1), box_deltas (R, K, 4).
     """
     pooled = keras.Input((pool_size, pool_size, in_channels), name="pooled")
+    if stage5_step(spec) > 1:
+        spec = dataclasses.replace(spec, strides=(*spec.stage_strides[:-1], 1))
     x = resnet_stage(pooled, 5, spec)
     x = keras.layers.GlobalAveragePooling2D(name="roi_pool", dtype="float32")(x)
     return _with_predictors(pooled, x, num_classes, spec)
+
+
+def stage5_step(spec):
+    """2 where stage 5 reads but each second row and column of a pooled RoI, by 1x1 kernels of stride 2, else 1."""
+    return spec.stage_strides[-1] if spec.has_bottlenecks and spec.conventions.style == "v1" else 1
 
 
 def build_box_head(in_channels, pool_size, num_classes, spec, convolutions=0, dense=2):

@@ -148,14 +148,14 @@ class SampleRoIs(OpLayer):
 
 @keras.saving.register_keras_serializable("frcnn")
 class RoIAlign(OpLayer):
-    """`ops.roi_align.roi_align` with the RoIs of all pictures in one row: -> (B * S, size, size, C)."""
+    """`ops.roi_align.roi_align` with the RoIs of all pictures in one row: -> (B * S, size / step, size / step, C)."""
 
     def call(self, features, rois):
         pooled = roi_align(features, rois, **self.settings)
         return ops.reshape(pooled, (-1, *pooled.shape[2:]))
 
     def compute_output_spec(self, features, rois):
-        size = self.settings["output_size"]
+        size = -(-self.settings["output_size"] // self.settings["step"])
         return KerasTensor((None, size, size, features.shape[-1]), "float32")
 
 

@@ -1,12 +1,13 @@
 """RoIAlign (He et al. 2017, section 3), equal to torchvision's `roi_align`, on one map and on a pyramid."""
 
+import numpy as np
 from keras import ops
 
 from frcnn import backend
 from frcnn.ops.boxes import box_area
 
 
-def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=False):
+def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=False, step=1):
     """Pool every RoI to a fixed grid; each cell is the mean of `sampling_ratio`^2 bilinear samples.
 
     Args:
@@ -16,15 +17,18 @@ def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=Fal
         stride: image pixels per feature cell.
         sampling_ratio: samples along each side of a cell. (torchvision's adaptive -1 has no static shape.)
         aligned: shift by half a cell, and let RoIs be smaller than a cell (Detectron2's ROIAlignV2).
+        step: 2 leaves out each second row and column of the grid, for a head that would not read them.
 
     Returns:
-        (B, S, rows, columns, C) in the dtype of `features`. A sample more than a cell outside the map counts as 0.
-        Gradients go to `features` only.
+        (B, S, rows / step, columns / step, C), rounded up, in the dtype of `features`. A sample more than a cell
+        outside the map counts as 0. Gradients go to `features` only.
     """
     if isinstance(output_size, int):
         output_size = (output_size, output_size)
     rois = ops.stop_gradient(rois)
-    y_points, x_points = (_sample_points(rois, axis, output_size, stride, sampling_ratio, aligned) for axis in (0, 1))
+    y_points, x_points = (
+        _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned, step) for axis in (0, 1)
+    )
     if backend.is_tensorflow():
         return backend.tensorflow_roi_align(features, y_points, x_points, sampling_ratio, interpolate_points)
     return interpolate_points(features, y_points, x_points, sampling_ratio)
@@ -141,15 +145,16 @@ def interpolate_points(features, y_points, x_points, sampling_ratio):
     return ops.cast(ops.einsum("bsqw,bspwc->bspqc", columns, pooled), features.dtype)
 
 
-def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned):
-    """(B, S, cells * sampling_ratio) float32 coordinates of the samples along y (axis 0) or x (axis 1)."""
+def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned, step=1):
+    """(B, S, cells / step * sampling_ratio) float32 coordinates of the samples along y (axis 0) or x (axis 1)."""
     low, high = rois[..., 1 - axis], rois[..., 3 - axis]  # `stride` is one number or (B, S)
     start = low / stride - (0.5 if aligned else 0.0)
     length = (high - low) / stride
     if not aligned:
         length = ops.maximum(length, 1.0)
     count = output_size[axis] * sampling_ratio
-    fractions = (ops.cast(ops.arange(count), "float32") + 0.5) / count
+    samples = np.arange(count, dtype="float32").reshape(-1, sampling_ratio)[::step].ravel()
+    fractions = (samples + 0.5) / count
     return start[..., None] + length[..., None] * fractions
 
 

@@ -114,6 +114,21 @@ def test_roi_align_equals_nested_loops(form, ratio, aligned):
             np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [6, 7])
+def test_a_step_leaves_out_rows_and_columns_of_the_same_grid(form, size):
+    rng = np.random.default_rng(size)
+    features, slopes = rng.normal(size=(1, 6, 8, 2)).astype(np.float32), rng.normal(size=(1, 3, size, size, 2))
+    rois = tensor([[[5, 3, 90, 70], [-20, -9, 40, 130], [30, 30, 33, 31]]])
+    all_cells, some = (lambda x, step=step: roi_align(x, rois, size, 16, step=step) for step in (1, 2))
+    np.testing.assert_allclose(
+        array(some(tensor(features))), array(all_cells(tensor(features)))[:, :, ::2, ::2], atol=1e-5
+    )
+    slopes[:, :, 1::2], slopes[:, :, :, 1::2] = 0, 0
+    found = gradient(lambda x: ops.sum(some(x) * tensor(slopes[:, :, ::2, ::2])), features)
+    expected = gradient(lambda x: ops.sum(all_cells(x) * tensor(slopes)), features)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_samples_more_than_a_cell_outside_count_as_zero(form):
     features = tensor(np.ones((1, 4, 4, 1)))
     # 16 px cells: the RoI starts 3 cells left of the map and ends at its middle; the samples lie at -2.5 ... 1.5
