@@ -277,10 +277,7 @@ def bfloat16_is_native():
 
 
 def start_device():
-    """Let a GPU's memory grow with need, as TensorFlow allows before the first tensor only; return `device_name()`.
-
-    JAX was told when this module was imported, and PyTorch needs no telling.
-    """
+    """Let a GPU's memory grow with need, as TensorFlow allows before the first tensor only; return `device_name()`."""
     if is_tensorflow():
         import tensorflow as tf
 
@@ -380,7 +377,9 @@ def training_data(make_generator, example):
 
     signature = keras.tree.map_structure(spec, example if isinstance(example, tuple) else (example,))
     # No prefetch: the batches are made ahead already, and the wait for them is measured where they are drawn.
-    return tf.data.Dataset.from_generator(make_generator, output_signature=signature)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # nothing to tune, and its thread has kept an interrupted process from ending
+    return tf.data.Dataset.from_generator(make_generator, output_signature=signature).with_options(options)
 
 
 def read_torch_weights(path):
