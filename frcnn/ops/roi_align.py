@@ -154,7 +154,7 @@ def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned, ste
         length = ops.maximum(length, 1.0)
     count = output_size[axis] * sampling_ratio
     samples = np.arange(count, dtype="float32").reshape(-1, sampling_ratio)[::step].ravel()
-    fractions = (samples + 0.5) / count
+    fractions = ops.convert_to_tensor((samples + 0.5) / count)
     return start[..., None] + length[..., None] * fractions
 
 
