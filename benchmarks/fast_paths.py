@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from frcnn import backend
 from frcnn.ops.nms import non_max_suppression, portable_nms
-from frcnn.ops.roi_align import interpolate_points, pyramid_roi_align, roi_align
+from frcnn.ops.roi_align import pyramid_roi_align, roi_align
 
 ROUNDS = 9
 
@@ -53,8 +53,8 @@ def cases():
             lambda arguments=arguments: non_max_suppression(*arguments),
             lambda arguments=arguments: portable_nms(*arguments),
         )
-    for rois, size in ((32, 7), (300, 7), (128, 14)):
-        yield from roi_align_cases(generator, rois, size)
+    for rois, backward in ((128, True), (300, False)):
+        yield from roi_align_cases(generator, rois, 7, backward)
     yield from pyramid_cases(generator)
     yield from batch_norm_cases(generator)
     for shape in ((1, 150, 200, 64), (1, 38, 50, 256), (1, 150, 200, 256), (128, 7, 7, 512)):
@@ -94,21 +94,19 @@ def without_tensorflow(function):
     return portable
 
 
-def roi_align_cases(generator, rois, size):
-    """RoIAlign on a stride-16 map of a 480x640 picture, 256 channels; forward only, where the two forms differ."""
-    features = tf.constant(generator.normal(size=(1, 30, 40, 256)), tf.bfloat16)
+def roi_align_cases(generator, rois, size, backward):
+    """RoIAlign on a stride-16 map of a 608x800 picture, 1024 channels: forward and backward, or forward alone."""
+    features = tf.constant(generator.normal(size=(1, 38, 50, 1024)), tf.float32)
     corners = generator.uniform(0, 400, (1, rois, 2))
     boxes = tf.constant(np.concatenate([corners, corners + generator.uniform(20, 200, corners.shape)], -1), tf.float32)
 
-    def portable():
-        original = backend.tensorflow_roi_align
-        backend.tensorflow_roi_align = lambda features, y, x, ratio, _: interpolate_points(features, y, x, ratio)
-        try:
-            return roi_align(features, boxes, size, 16)
-        finally:
-            backend.tensorflow_roi_align = original
+    def fast():
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            pooled = roi_align(features, boxes, size, 16)
+        return tape.gradient(pooled, features, pooled) if backward else pooled
 
-    yield f"RoIAlign, {rois} RoIs, {size}x{size}", lambda: roi_align(features, boxes, size, 16), portable
+    yield f"RoIAlign, {rois} RoIs{', with gradient' if backward else ''}", fast, without_tensorflow(fast)
 
 
 def batch_norm_cases(generator):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import os
 import pickle
 import re
@@ -50,82 +49,11 @@ def tensorflow_nms(boxes, scores, iou_threshold, max_outputs):
     return tf.map_fn(one_picture, (boxes, scores), fn_output_signature=tf.TensorSpec((max_outputs,), tf.int32))
 
 
-def tensorflow_roi_align(features, y_points, x_points, sampling_ratio, interpolate_points):
-    """`ops.roi_align.interpolate_points` with `tf.image.crop_and_resize` in the forward pass.
-
-    The map is padded by a cell of its own border, which makes points in [-1, h] clamp as RoIAlign wants, and points
-    beyond it 0. The kernel's own CPU gradient adds from several threads without a lock, so the gradient is that of the
-    portable form.
-    """
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def pool(features):
-        def gradient(upstream):
-            with tf.GradientTape() as tape:
-                tape.watch(features)
-                pooled = interpolate_points(features, y_points, x_points, sampling_ratio)
-            return tape.gradient(pooled, features, upstream)
-
-        batch, count, *_ = tf.unstack(tf.shape(y_points))
-        flat = [tf.reshape(points, (-1, points.shape[2])) for points in (y_points, x_points)]
-        crops = _crop_and_mean(tf, features, *flat, tf.repeat(tf.range(batch), count), sampling_ratio)
-        return tf.reshape(crops, (batch, count, *crops.shape[1:])), gradient
-
-    return pool(features)
-
-
-def tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_ratio, gather_points):
-    """`ops.roi_align.gather_points` with `tf.image.crop_and_resize` in the forward pass, level by level.
-
-    How many RoIs a level has may differ from step to step here, so that each is pooled once. The gradient is that of
-    the portable form, as in `tensorflow_roi_align`.
-    """
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def pool(*maps):
-        def gradient(upstream):
-            with tf.GradientTape() as tape:
-                tape.watch(maps)
-                pooled = gather_points(maps, levels, y_points, x_points, sampling_ratio)
-            return [tf.convert_to_tensor(slope) for slope in tape.gradient(pooled, maps, upstream)]
-
-        batch, count = tf.unstack(tf.shape(levels))
-        picture = tf.repeat(tf.range(batch), count)
-        points = [tf.reshape(points, (-1, points.shape[-1])) for points in (y_points, x_points)]
-        where = [tf.where(tf.reshape(levels, (-1,)) == level)[:, 0] for level in range(len(maps))]
-        crops = [
-            _crop_and_mean(tf, one_map, *(tf.gather(rows, chosen) for rows in (*points, picture)), sampling_ratio)
-            for one_map, chosen in zip(maps, where)
-        ]
-        pooled = tf.dynamic_stitch([tf.cast(chosen, tf.int32) for chosen in where], crops)
-        return tf.reshape(pooled, (batch, count, *crops[0].shape[1:])), gradient
-
-    return pool(*maps)
-
-
-def _crop_and_mean(tf, features, y_points, x_points, picture, sampling_ratio):
-    """Points (R, n) and picture (R,) of R RoIs -> (R, rows, columns, C)."""
-    padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-    last = tf.tile(tf.cast(tf.shape(padded)[1:3] - 1, tf.float32), [2])
-
-    def crop(y_points, x_points):
-        corners = tf.stack([y_points[:, 0], x_points[:, 0], y_points[:, -1], x_points[:, -1]], axis=-1) + 1.0
-        # Those on the border itself go in by less than shows, or the kernel's rounding may have them outside.
-        corners = tf.where(tf.abs(corners) < 2e-5, 2e-5, tf.where(tf.abs(corners - last) < 2e-5, last - 2e-5, corners))
-        return tf.image.crop_and_resize(padded, corners / last, picture, (y_points.shape[1], x_points.shape[1]))
-
-    # Of each cell the sample in one place: these lie at equal distances.
-    each, places = sampling_ratio, range(sampling_ratio)
-    crops = [crop(y_points[:, down::each], x_points[:, across::each]) for down in places for across in places]
-    return tf.cast(tf.add_n(crops) / len(crops), features.dtype)
-
-
 def weighted_rows(rows, indices, weights):
     """Sums of rows: result[m] = sum over n of weights[m, n] * rows[indices[m, n]].
 
-    On TensorFlow a product with a sparse matrix, whose gradient is another: no row is copied before it is added.
+    On TensorFlow a product with a sparse matrix, whose gradient is another, on PyTorch a bag of embeddings: no row is
+    copied before it is added.
 
     Args:
         rows: (N, C) float32; the only one that gets a gradient.
@@ -134,15 +62,34 @@ def weighted_rows(rows, indices, weights):
     Returns:
         (M, C) float32.
     """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.nn.functional.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
     if not is_tensorflow():
         return keras.ops.sum(keras.ops.take(rows, indices, axis=0) * weights[..., None], axis=1)
     import tensorflow as tf
 
+    # Not `tf.sparse.sparse_dense_matmul`, which takes one thread and six times as long.
     count, width = tf.unstack(tf.shape(indices, tf.int64))
     places = [tf.repeat(tf.range(count), width), tf.cast(tf.reshape(indices, (-1,)), tf.int64)]
-    matrix = tf.SparseTensor(tf.stack(places, 1), tf.reshape(weights, (-1,)), (count, tf.shape(rows, tf.int64)[0]))
-    parts = tf.split(rows, math.gcd(4, rows.shape[1]), axis=1)  # each product runs in one thread
-    return tf.concat([tf.sparse.sparse_dense_matmul(matrix, part) for part in parts], axis=1)
+    matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=tf.stack(places, 1),
+        values=tf.reshape(weights, (-1,)),
+        dense_shape=tf.stack([count, tf.shape(rows, tf.int64)[0]]),
+    )
+
+    @tf.custom_gradient
+    def product(rows):
+        def gradient(upstream):
+            # not the product's `transpose_a`, which adds in any order
+            turned = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
+            return tf.raw_ops.SparseMatrixMatMul(a=turned, b=upstream)
+
+        sums = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows)
+        return tf.ensure_shape(sums, (None, rows.shape[1])), gradient
+
+    return product(rows)
 
 
 def top_k(x, k):

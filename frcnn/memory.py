@@ -22,7 +22,6 @@ _SLOTS = {"sgd": 1, "adam": 2}  # values that the optimizer keeps of each weight
 _BASE, _PER_LAYER, _WASTE = 1.04e9, 2.2e6, 1.12
 _OVERLAPS = 6  # matrices of anchors and boxes that their IoU is made from
 _TILES = 3  # of a map's tiles: their cells, their values at the points and the products of these
-_CROPS = 5  # RoIAlign crops to twice the size, four times the cells, before it takes means
 
 
 def estimate(model, records, validation=()):
@@ -46,20 +45,18 @@ def estimate(model, records, validation=()):
     rois = config.train.batch_size * config.roi.samples
     head = _head(model, rois)
     fixed += _PER_LAYER * len(trunk + rpn + head)
-    pooled = _pooled_bytes(model, rois)
+    pooling = _pooling_bytes(model, rois, maps)
     anchors = sum(prod(shape) for layer, shape in rpn if layer.name == "rpn_logits")
     slots = slot_count(max(len(record.boxes) for record in records))
-    # Backward: the head's kernels; the pooling's products, when the head's share is gone. Forward: the RPN, which keeps
-    # nothing; overlaps; crops.
-    backward = max(_kept(head) + _columns(trunk), pooled + _slope_bytes(model, maps, pooled))
-    moment = max(backward, _tiles(rpn), _OVERLAPS * 4 * anchors * slots, _CROPS * pooled)
+    # The head's share and kernels; the pooling, when these are gone; the RPN, which keeps nothing; overlaps.
+    moment = max(_kept(head) + _columns(trunk), pooling, _tiles(rpn), _OVERLAPS * 4 * anchors * slots)
     training = fixed + trainable + _WASTE * (_kept(trunk) + moment)
     if not validation:
         return training
     batch = min(config.detect.batch_size, len(validation))
     maps, trunk, rpn = _trunk(model, (batch, *_largest_size(validation, config.data, 1), 3))
     rois = batch * config.rpn.test_post_nms
-    moment = max(_CROPS * _pooled_bytes(model, rois), _tiles(trunk + rpn)) + _tiles(_head(model, rois))
+    moment = max(_pooling_bytes(model, rois, maps), _tiles(trunk + rpn)) + _tiles(_head(model, rois))
     return max(training, fixed + _WASTE * (moment + sum(4 * prod(shape) for shape in maps)))
 
 
@@ -124,15 +121,9 @@ def _at_points(layer, shape):
     return is_so * 4 * 36 * winograd.tile_count(shape) * layer.kernel.shape[2]
 
 
-def _pooled_bytes(model, rois):
-    return 4 * rois * prod(model.get_layer("roi_head").input_shape[1:])
-
-
-def _slope_bytes(model, maps, pooled):
-    """What the gradient of RoIAlign holds: a map's width for each column of a RoI, or all cells of the pyramid."""
-    if len(maps) > 1:
-        return 3 * sum(4 * prod(shape) for shape in maps)
-    return 2 * pooled * maps[0][2] // model.config.model.roi_pool_size
+def _pooling_bytes(model, rois, maps):
+    """What RoIAlign holds: the RoIs' cells, a matrix of about as many weights; the maps as one, and their gradients."""
+    return 4 * (2 * rois * prod(model.get_layer("roi_head").input_shape[1:]) + 2 * sum(map(prod, maps)))
 
 
 def told_in_a_sentence(model, records, validation):

@@ -121,9 +121,9 @@ def test_a_validation_may_take_more_than_training():
     settings = ("rpn.test_post_nms=20000", "model.roi_pool_size=7")
     assert need(*settings) < need(*settings, validation=[a_record()]) < need(*settings, validation=[a_record()] * 4)
     assert need(*settings, validation=[a_record()] * 4) == need(*settings, validation=[a_record()] * 5)  # batches of 4
-    crops = 5 * 4 * (4 * 20000) * 7 * 7 * 256  # RoIs of four pictures, twice the size, and their means
+    pooling = 2 * 4 * (4 * 20000) * 7 * 7 * 256  # RoIs of four pictures, and what each cell is made of
     tiles = 3 * 4 * (4 * 20000) * 36 * 512  # the head makes 4x4 cells of each, one tile
-    low, high = (1.12 * (crops + tiles) + base * GIGABYTE for base in (0.9, 1.5))
+    low, high = (1.12 * (pooling + tiles) + base * GIGABYTE for base in (0.9, 1.5))
     assert low < need(*settings, validation=[a_record()] * 4) < high
     assert need(validation=[a_record()]) == need()
 

@@ -22,7 +22,7 @@ class OpLayer(keras.layers.Layer):
     def __init__(self, name=None, **settings):
         super().__init__(name=name, dtype="float32", trainable=False)
         self.settings = settings
-        # TensorFlow's NMS and crop_and_resize have no XLA kernel; stock `compile()` then leaves XLA off on a GPU.
+        # TensorFlow's NMS and sparse products have no XLA kernel; stock `compile()` then leaves XLA off on a GPU.
         self.supports_jit = not backend.is_tensorflow()
 
     def get_config(self):

@@ -6,6 +6,10 @@ from keras import ops
 from frcnn import backend
 from frcnn.ops.boxes import box_area
 
+# Cells: as near as that, a sample lies on a cell's centre, or on the last place that counts. XLA may compute it twice
+# and round it differently, and would else take the cell before, with the weight of its own.
+_NEAR = 1e-4
+
 
 def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=False, step=1):
     """Pool every RoI to a fixed grid; each cell is the mean of `sampling_ratio`^2 bilinear samples.
@@ -23,15 +27,9 @@ def roi_align(features, rois, output_size, stride, sampling_ratio=2, aligned=Fal
         (B, S, rows / step, columns / step, C), rounded up, in the dtype of `features`. A sample more than a cell
         outside the map counts as 0. Gradients go to `features` only.
     """
-    if isinstance(output_size, int):
-        output_size = (output_size, output_size)
-    rois = ops.stop_gradient(rois)
-    y_points, x_points = (
-        _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned, step) for axis in (0, 1)
-    )
-    if backend.is_tensorflow():
-        return backend.tensorflow_roi_align(features, y_points, x_points, sampling_ratio, interpolate_points)
-    return interpolate_points(features, y_points, x_points, sampling_ratio)
+    size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    levels = ops.zeros_like(rois[..., 0], dtype="int32")
+    return _pool([features], levels, rois, size, stride, sampling_ratio, aligned, step)
 
 
 def pyramid_roi_align(maps, rois, output_size, strides, sampling_ratio=2):
@@ -47,14 +45,9 @@ def pyramid_roi_align(maps, rois, output_size, strides, sampling_ratio=2):
     Returns:
         (B, S, rows, columns, C) in the dtype of `maps`; gradients go to `maps` only.
     """
-    rois = ops.stop_gradient(rois)
     levels = roi_levels(rois, len(maps))
     stride = ops.take(ops.convert_to_tensor(strides, "float32"), levels)
-    size = (output_size, output_size)
-    y_points, x_points = (_sample_points(rois, axis, size, stride, sampling_ratio, False) for axis in (0, 1))
-    if backend.is_tensorflow():
-        return backend.tensorflow_pyramid_roi_align(maps, levels, y_points, x_points, sampling_ratio, gather_points)
-    return gather_points(maps, levels, y_points, x_points, sampling_ratio)
+    return _pool(maps, levels, rois, (output_size, output_size), stride, sampling_ratio)
 
 
 def roi_levels(rois, count):
@@ -69,26 +62,19 @@ def roi_levels(rois, count):
     """
     side = ops.sqrt(ops.maximum(box_area(rois), 1e-6))
     level = ops.floor(4.0 + ops.log2(side / 224.0) + 1e-6)  # torchvision's epsilon
-    return ops.cast(ops.clip(level, 2, 1 + count), "int32") - 2
+    return ops.clip(ops.cast(level, "int32") - 2, 0, count - 1)
 
 
-def gather_points(maps, levels, y_points, x_points, sampling_ratio):
-    """Mean of bilinear samples on a separable grid, each RoI's from its own level.
+def _pool(maps, levels, rois, size, stride, sampling_ratio, aligned=False, step=1):
+    """Means of bilinear samples, each RoI's from the map of its level (B, S) int32: (B, S, rows, columns, C).
 
-    The cells of all levels lie in one row behind one another, so that a level is an offset and a width: each RoI reads
-    only its own samples, with shapes that no RoI changes. (Pooling every RoI from every level is four times that, and
-    the matrix products of `interpolate_points` over a P2 of 200x300 cells are a hundred times that.)
-
-    Args:
-        maps: list of (B, h, w, C) float.
-        levels: (B, S) int32, the map of each RoI.
-        y_points: (B, S, rows * sampling_ratio) float32, in cells of the RoI's own map.
-        x_points: (B, S, columns * sampling_ratio) float32.
-        sampling_ratio: how many neighbouring points are averaged, per axis.
-
-    Returns:
-        (B, S, rows, columns, C) in the dtype of `maps`.
+    The cells of all maps lie in one row behind one another, so that a level is an offset and a width: each RoI reads
+    only its own samples, with shapes that no RoI changes, and a cell of it is a weighted sum of 4 * sampling_ratio^2
+    rows. (Two batched matrix products, over the rows and over the columns of a map, take 3 to 15 times as long on one
+    map, and on a P2 of 200x300 cells they are a hundred times the work.)
     """
+    rois = ops.stop_gradient(rois)
+    y_points, x_points = (_sample_points(rois, axis, size, stride, sampling_ratio, aligned, step) for axis in (0, 1))
     channels, (batch, count) = maps[0].shape[-1], ops.shape(levels)
     heights, widths = zip(*(ops.shape(one_map)[1:3] for one_map in maps))
     counts = [height * width for height, width in zip(heights, widths)]
@@ -116,33 +102,16 @@ def _of_level(values, levels):
 
 def _neighbours(points, size, sampling_ratio):
     """(B, S, cells, 2 * sampling_ratio): the places on an axis that each cell's mean is made of, and their weights."""
-    size = ops.cast(size, "float32")[..., None]
-    inside = ops.cast((points >= -1.0) & (points <= size), "float32") / sampling_ratio
-    points = ops.minimum(ops.maximum(points, 0.0), size - 1.0)
-    low = ops.floor(points)
-    places = ops.stack([low, ops.minimum(low + 1.0, size - 1.0)], axis=-1)
-    weights = ops.stack([1.0 - (points - low), points - low], axis=-1) * inside[..., None]
+    last = ops.cast(size, "float32")[..., None] - 1.0
+    inside = ops.cast((points >= -1.0 - _NEAR) & (points <= last + 1.0 + _NEAR), "float32") / sampling_ratio
+    points = ops.minimum(ops.maximum(points, 0.0), last)
+    low = ops.floor(points + _NEAR)
+    share = ops.maximum(points - low, 0.0)
+    places = ops.cast(ops.stack([low, low + 1.0], axis=-1), "int32")
+    places = ops.clip(places, 0, size[..., None, None] - 1)  # of NaN, too, which is any integer
+    weights = ops.stack([1.0 - share, share], axis=-1) * inside[..., None]
     shape = (*ops.shape(points)[:2], points.shape[2] // sampling_ratio, 2 * sampling_ratio)
-    return ops.reshape(ops.cast(places, "int32"), shape), ops.reshape(weights, shape)
-
-
-def interpolate_points(features, y_points, x_points, sampling_ratio):
-    """Mean of bilinear samples on a separable grid, as two batched matrix products.
-
-    Args:
-        features: (B, h, w, C) float.
-        y_points: (B, S, rows * sampling_ratio) float32, in feature cells (0 = centre of the first row).
-        x_points: (B, S, columns * sampling_ratio) float32.
-        sampling_ratio: how many neighbouring points are averaged, per axis.
-
-    Returns:
-        (B, S, rows, columns, C) in the dtype of `features`.
-    """
-    height, width = ops.shape(features)[1:3]
-    rows = _interpolation_weights(y_points, height, sampling_ratio)
-    columns = _interpolation_weights(x_points, width, sampling_ratio)
-    pooled = ops.einsum("bsph,bhwc->bspwc", rows, ops.cast(features, "float32"))
-    return ops.cast(ops.einsum("bsqw,bspwc->bspqc", columns, pooled), features.dtype)
+    return ops.reshape(places, shape), ops.reshape(weights, shape)
 
 
 def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned, step=1):
@@ -156,16 +125,3 @@ def _sample_points(rois, axis, output_size, stride, sampling_ratio, aligned, ste
     samples = np.arange(count, dtype="float32").reshape(-1, sampling_ratio)[::step].ravel()
     fractions = ops.convert_to_tensor((samples + 0.5) / count)
     return start[..., None] + length[..., None] * fractions
-
-
-def _interpolation_weights(points, size, sampling_ratio):
-    """(B, S, cells, size) float32: each cell's weight on every position of one axis of the map."""
-    cells = ops.cast(ops.arange(size), "float32")  # before `size` is cast: JAX wants a plain int here
-    size = ops.cast(size, "float32")
-    inside = ops.cast((points >= -1.0) & (points <= size), "float32")
-    points = ops.minimum(ops.maximum(points, 0.0), size - 1.0)
-    distance = ops.abs(points[..., None] - cells)
-    weights = ops.maximum(1.0 - distance, 0.0) * inside[..., None]
-    batch, rois, count = ops.shape(points)
-    weights = ops.reshape(weights, (batch, rois, count // sampling_ratio, sampling_ratio, -1))
-    return ops.mean(weights, axis=3)

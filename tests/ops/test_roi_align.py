@@ -14,6 +14,7 @@ NUMBERS = np.load(golden.FOLDER / "roi_ops_torchvision.npz")
 # RoIAlign's predecessor, which this library does not have.
 CASES = [case for case in golden.read_json("roi_ops_torchvision.json")["cases"] if case.get("sampling_ratio", -1) > 0]
 tensorflow_only = pytest.mark.skipif(not backend.is_tensorflow(), reason="the fast path is TensorFlow's")
+threads_add = pytest.mark.skipif(keras.backend.backend() == "jax", reason="20 compilations, and no kernel of its own")
 FAR = [-1e5, -1e5, -1e5 + 64, -1e5 + 64]  # pools zeros and gets no gradient
 
 
@@ -21,7 +22,7 @@ FAR = [-1e5, -1e5, -1e5 + 64, -1e5 + 64]  # pools zeros and gets no gradient
     params=[pytest.param("fast", marks=[pytest.mark.tensorflow, tensorflow_only]), "portable"],
 )
 def form(request, monkeypatch):
-    """TensorFlow's fast path, and the form that the other backends compile, on whatever backend this is."""
+    """TensorFlow's fast path, and the form of the other backends: PyTorch's own there, elsewhere JAX's."""
     if request.param == "portable":
         monkeypatch.setattr(backend, "is_tensorflow", lambda: False)
     return request.param
@@ -138,6 +139,14 @@ def test_samples_more_than_a_cell_outside_count_as_zero(form):
     assert not far.any()
 
 
+def test_a_roi_that_is_no_number_pools_none_and_spoils_no_other(form):
+    """As weights that are no numbers give it: an index made of it lies outside every map."""
+    features, rois = tensor(np.ones((1, 8, 8, 2))), tensor([[[np.nan] * 4, [0, 0, 20, 20], [-np.inf, 0, np.inf, 9]]])
+    for pooled in (roi_align(features, rois, 2, 16), pyramid_roi_align([features, features], rois, 2, (4, 8))):
+        assert np.isnan(array(pooled)[0, [0, 2]]).all()
+        assert (array(pooled)[0, 1] == 1).all()
+
+
 def test_whole_number_output_size_and_dtype_of_the_features(form):
     features = ops.cast(tensor(np.random.default_rng(0).normal(size=(1, 6, 6, 2))), "bfloat16")
     rois = tensor([[[599, 0, 607.5, 31], [0, 0, 96, 96]]])
@@ -165,10 +174,9 @@ def test_compiled_with_free_sizes(form):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.tensorflow
-@tensorflow_only
+@threads_add
 def test_twenty_gradients_are_equal_bit_by_bit():
-    """The CPU gradient of `crop_and_resize` adds from several threads without a lock: all RoIs share the same cells."""
+    """All RoIs share the same cells: threads that add to these without a lock, or in any order, would show."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1, 38, 50, 64)).astype(np.float32)
     rois = tensor(np.tile([100, 100, 300, 300], (1, 128, 1)) + rng.uniform(-20, 20, (1, 128, 4)))
@@ -254,8 +262,7 @@ def test_a_pyramid_compiles_with_free_sizes_and_keeps_its_dtype(form):
     np.testing.assert_allclose(array(ops.cast(pooled, "float32")), expected, atol=0.05)
 
 
-@pytest.mark.tensorflow
-@tensorflow_only
+@threads_add
 def test_twenty_gradients_of_a_pyramid_are_equal_bit_by_bit():
     rng = np.random.default_rng(0)
     maps = [rng.normal(size=(1, 128 // stride, 160 // stride, 64)).astype(np.float32) for stride in STRIDES]
