@@ -66,8 +66,14 @@ def weighted_rows(rows, indices, weights):
         import torch
 
         return torch.nn.functional.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
-    if not is_tensorflow():
-        return keras.ops.sum(keras.ops.take(rows, indices, axis=0) * weights[..., None], axis=1)
+    if not is_tensorflow():  # one of n after the other: all their rows at once would be n times the result
+
+        def add(total, one):
+            places, shares = one
+            return total + keras.ops.take(rows, places, axis=0) * shares[:, None], None
+
+        nothing = keras.ops.zeros((keras.ops.shape(indices)[0], rows.shape[1]))
+        return keras.ops.scan(add, nothing, (keras.ops.transpose(indices), keras.ops.transpose(weights)))[0]
     import tensorflow as tf
 
     # Not `tf.sparse.sparse_dense_matmul`, which takes one thread and six times as long.
