@@ -127,46 +127,76 @@ def convolve(x, kernel):
     """
     if not is_tensorflow() or _has_gpu():
         return keras.ops.conv(x, kernel, padding="same")
-    kernel = keras.ops.convert_to_tensor(kernel)
-    by_tiles, directly = (functools.partial(_convolve, x, kernel, by_tiles) for by_tiles in (True, False))
-    return keras.ops.cond(_suits_tiles(keras.ops.shape(x), kernel.shape), by_tiles, directly)
-
-
-def convolves_by_tiles(shape, kernel_shape, dtype):
-    """Whether `convolve` takes `ops.winograd` all through for a map and a kernel; the shapes are ints."""
-    return is_tensorflow() and not _has_gpu() and dtype == "float32" and _suits_tiles(shape, kernel_shape)
-
-
-def _suits_tiles(shape, kernel_shape):
-    is_wide = kernel_shape[0] == 3 and min(kernel_shape[2:]) >= _WIDE
-    return is_wide and winograd.tile_count(shape) >= _MANY_TILES
-
-
-def _convolve(x, kernel, by_tiles):
     import tensorflow as tf
 
     @tf.custom_gradient
     def forward(x, kernel):
-        is_winograds = by_tiles and x.dtype == tf.float32
-        y, values = winograd.convolve(x, kernel) if is_winograds else (tf.nn.conv2d(x, kernel, 1, "SAME"), None)
+        is_wide = _is_wide(kernel.shape)
+        y, values = _by_size(_convolve, is_wide, x, kernel)
 
         def gradient(upstream):
             turned = tf.transpose(tf.reverse(kernel, [0, 1]), (0, 1, 3, 2))
-            if is_winograds:
-                return winograd.convolve(upstream, turned)[0], winograd.kernel_gradient(values, upstream)
-            slopes = _kernel_gradient(tf, x, upstream, kernel.shape, by_tiles)
-            return tf.nn.conv2d(upstream, turned, 1, "SAME"), slopes
+            slopes, _ = _by_size(_convolve, is_wide, upstream, turned)
+            return slopes, _by_size(_kernel_gradient, is_wide, x, values, upstream, kernel.shape[0])
 
         return y, gradient
 
-    return forward(x, kernel)
+    return forward(x, keras.ops.convert_to_tensor(kernel))
 
 
-def _kernel_gradient(tf, x, upstream, shape, by_tiles):
+def convolves_by_tiles(shape, kernel_shape, dtype):
+    """Whether `convolve` takes `ops.winograd` all through for a map and a kernel; the shapes are ints."""
+    on_processor = is_tensorflow() and not _has_gpu()
+    return on_processor and dtype == "float32" and _is_wide(kernel_shape) and _has_many_tiles(shape)
+
+
+def _is_wide(kernel_shape):
+    return kernel_shape[0] == 3 and min(kernel_shape[2:]) >= _WIDE
+
+
+def _has_many_tiles(shape):
+    return winograd.tile_count(shape) >= _MANY_TILES
+
+
+def _by_size(compute, is_wide, x, *others):
+    """`compute(by_tiles, x, *others)`, as suits a map's size, which may not be known before the step runs."""
+    if not is_wide:
+        return compute(False, x, *others)
+    if all(x.shape):
+        return compute(_has_many_tiles(x.shape), x, *others)
+    return _traced_once(compute)(x, *others)
+
+
+@functools.cache
+def _traced_once(compute):
+    """One trace of both ways for all maps of as many channels: one for each convolution makes the first step late."""
+    import tensorflow as tf
+
+    @tf.function(autograph=False, experimental_attributes={"_noinline": True})
+    def choose(x, *others):
+        by_tiles, directly = (functools.partial(compute, way, x, *others) for way in (True, False))
+        return tf.cond(_has_many_tiles(tf.unstack(tf.shape(x))), by_tiles, directly)
+
+    return choose
+
+
+def _convolve(by_tiles, x, kernel):
+    import tensorflow as tf
+
+    if by_tiles and x.dtype == tf.float32:
+        return winograd.convolve(x, kernel)
+    return tf.nn.conv2d(x, kernel, 1, "SAME"), tf.zeros((0, 0, x.shape[-1]))  # no values for the gradient
+
+
+def _kernel_gradient(by_tiles, x, values, upstream, size):
+    import tensorflow as tf
+
     if by_tiles:
-        values = winograd.values_at_points(tf.cast(x, tf.float32))
+        if x.dtype != tf.float32:
+            values = winograd.values_at_points(tf.cast(x, tf.float32))
         return tf.cast(winograd.kernel_gradient(values, tf.cast(upstream, tf.float32)), x.dtype)
-    if shape[0] > 1:
+    shape = (size, size, x.shape[-1], upstream.shape[-1])
+    if size > 1:
         maps = {"input": x, "out_backprop": upstream, "filter_sizes": shape}
         return tf.raw_ops.Conv2DBackpropFilter(**maps, strides=[1] * 4, padding="SAME")
     x, upstream = (tf.reshape(cells, (-1, count)) for cells, count in zip((x, upstream), shape[2:]))

@@ -1,4 +1,5 @@
 import builtins
+import functools
 import io
 import os
 import runpy
@@ -88,6 +89,28 @@ def test_wide_kernels_on_many_tiles_convolve_by_tiles_in_any_shape(monkeypatch, 
     for own_result, expected in zip(free(x), fixed):
         own_result, expected = (array(keras.ops.cast(result, "float32")) for result in (own_result, expected))
         np.testing.assert_allclose(own_result, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.tensorflow
+def test_convolutions_of_maps_of_unknown_size_are_traced_once(monkeypatch):
+    import tensorflow as tf
+
+    calls = []
+    for name in ("convolve", "kernel_gradient"):
+        own = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *given, n=name, own=own: calls.append(n) or own(*given))
+    backend._traced_once.cache_clear()
+    kernels = [tensor(noise(3, 3, 256, 256, seed=seed)) for seed in range(3)]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 256))])
+    def slopes(x):
+        with tf.GradientTape() as tape:
+            tape.watch([x, *kernels])
+            y = functools.reduce(backend.convolve, kernels, x)
+        return tape.gradient(y, [x, *kernels])
+
+    slopes.get_concrete_function()
+    assert calls == ["convolve", "kernel_gradient"]
 
 
 @pytest.mark.tensorflow
