@@ -46,13 +46,15 @@ def convolve(x, kernel):
     rows, columns = _tiles_along(height), _tiles_along(width)
     values = values_at_points(x)
     cells = _on_first(_TO_CELLS, ops.matmul(values, _at_points(_FROM_KERNEL, kernel)))
-    cells = ops.transpose(ops.reshape(cells, (TILE, TILE, batch, rows, columns, filters)), (2, 3, 0, 4, 1, 5))
-    return ops.reshape(cells, (batch, TILE * rows, TILE * columns, filters))[:, :height, :width], values
+    picture, row, column = ops.arange(batch)[:, None, None], ops.arange(height)[:, None], ops.arange(width)
+    tile = (picture * rows + row // TILE) * columns + column // TILE
+    places = (row % TILE * TILE + column % TILE) * (batch * rows * columns) + tile
+    return ops.take(ops.reshape(cells, (-1, filters)), places, axis=0), values
 
 
 def values_at_points(x):
     """What `kernel_gradient` takes of a map (B, h, w, C) float32: (36, `tile_count`, C) float32."""
-    return _at_points(_FROM_CELLS, _overlapping(_blocks(x, before=1, more=1)))
+    return _at_points(_FROM_CELLS, _tiles(x, TILE + 2, before=1))
 
 
 def kernel_gradient(values, upstream):
@@ -65,7 +67,7 @@ def kernel_gradient(values, upstream):
     Returns:
         (3, 3, C, filters) float32.
     """
-    slopes = ops.matmul(ops.transpose(values, (0, 2, 1)), _at_points(_TO_CELLS.T, _blocks(upstream)))
+    slopes = ops.matmul(ops.transpose(values, (0, 2, 1)), _at_points(_TO_CELLS.T, _tiles(upstream, TILE)))
     return ops.reshape(_on_first(_FROM_KERNEL.T, slopes), (3, 3, *slopes.shape[1:]))
 
 
@@ -73,19 +75,19 @@ def _tiles_along(side):
     return (side + TILE - 1) // TILE
 
 
-def _blocks(x, before=0, more=0):
-    """Cut a map into (4, 4, B, rows, columns, C), `more` rows and columns than cover it, `before` zeros ahead of it."""
+def _tiles(x, side, before=0):
+    """The side x side cells of each tile, from the one `before` its first: (side, side, `tile_count`, C), 0 outside.
+
+    Each is copied once, by its place, which takes half of the time that slices and concatenations take.
+    """
     batch, height, width, channels = ops.shape(x)
-    rows, columns = (_tiles_along(side) + more for side in (height, width))
-    below, right = (TILE * count - side - before for count, side in ((rows, height), (columns, width)))
-    x = ops.pad(x, [[0, 0], [before, below], [before, right], [0, 0]])
-    return ops.transpose(ops.reshape(x, (batch, rows, TILE, columns, TILE, channels)), (2, 4, 0, 1, 3, 5))
-
-
-def _overlapping(blocks):
-    """Of blocks of 4x4 cells those of 6x6, each with two rows and columns of the next: one row and column fewer."""
-    tall = ops.concatenate([blocks[:, :, :, :-1], blocks[:2, :, :, 1:]], axis=0)
-    return ops.concatenate([tall[:, :, :, :, :-1], tall[:, :2, :, :, 1:]], axis=1)
+    rows, columns = _tiles_along(height), _tiles_along(width)
+    tall, wide = (TILE * (count - 1) + side for count in (rows, columns))
+    x = ops.pad(x, [[0, 0], [before, tall - before - height], [before, wide - before - width], [0, 0]])
+    row = ops.arange(side)[:, None, None, None, None] + TILE * ops.arange(rows)[:, None]
+    column = ops.arange(side)[:, None, None, None] + TILE * ops.arange(columns)
+    places = (ops.arange(batch)[:, None, None] * tall + row) * wide + column  # (side, side, B, rows, columns)
+    return ops.take(ops.reshape(x, (-1, channels)), ops.reshape(places, (side, side, -1)), axis=0)
 
 
 def _at_points(matrix, cells):
