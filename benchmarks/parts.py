@@ -1,13 +1,16 @@
 """What a training step or a detection of a detector is made of, as models that `benchmarks.speed` can time.
 
-`stages` are the network up to each of its steps, so that the difference of two is what one step takes; `floor` has the
-layers with weights alone; `optimizer` has the update alone. Each is a Keras model of the same variables, whose loss is
-the mean of what it computes, so that it runs on every backend.
+`stages` are the network up to each of its steps, so that the difference of two is what one step takes; those behind the
+backbone begin with given maps, or they would differ by less than the time of a backbone varies. `floor` has the layers
+with weights alone, `optimizer` the update alone. Each is a Keras model of the same variables, whose loss is the mean of
+what it computes, so that it runs on every backend.
 """
 
 import keras
 from keras import ops
 
+from frcnn.models.detector import detection_model
+from frcnn.models.layers import PerPicture
 from frcnn.models.summary import at_size, layer_costs, sum_costs
 
 
@@ -20,47 +23,69 @@ class MeanLoss(keras.Model):
 
 
 def stages(model, task):
-    """Yield (name of a step, model of all up to it), without the last one: for that there is the whole.
+    """Yield (name of a step, model of all up to it): "backbone" alone, then "given maps" and what follows on them.
 
     Args:
         model: `FasterRCNN`.
         task: "train" or "detect".
     """
-    inputs, layer = model.input, model.get_layer
-    images, sizes = inputs["images"], inputs["image_sizes"]
-    truth = inputs["gt_boxes"], inputs["gt_labels"]
-    if task == "detect":
-        inputs = {"images": images, "image_sizes": sizes}
-    features = layer("backbone")(layer("normalize")(images, sizes))
-    done = [features]
-    yield "backbone", mean_of(inputs, done)
-    maps = features if isinstance(features, list) else [features]
+    images = {name: model.input[name] for name in ("images", "image_sizes")}
+    layer = (model if task == "train" else detection_model(model)).get_layer
+    features = layer("backbone")(layer("normalize")(*images.values()))
+    yield "backbone", mean_of(images, features)
+    inputs = (model.input if task == "train" else images) | given_maps(model)
+    sizes, maps = images["image_sizes"], [Through()(inputs[name]) for name in given_maps(model)]
+    done = [maps]
+    yield "given maps", mean_of(inputs, done)
     logits, deltas = map(list, zip(*(layer("rpn")(one_map) for one_map in maps)))
     done.append(keras.tree.map_structure(ops.stop_gradient, [logits, deltas]))  # as in training
     yield "RPN", mean_of(inputs, done)
-    anchors = layer("anchors")(maps, images)
-    select = layer("train_proposals") if task == "train" else proposals_of_detection(model)
-    rois, scores = select(logits, deltas, anchors, sizes)
+    anchors = layer("anchors")(maps, images["images"])
+    rois, scores = layer("train_proposals" if task == "train" else "test_proposals")(logits, deltas, anchors, sizes)
     done += [rois, scores]
     yield "proposals", mean_of(inputs, done)
     if task == "train":
-        seeds = inputs["sampling_seeds"]
-        indices, *sampled = layer("sample_anchors")(anchors, *truth, seeds)
-        rois, *targets = layer("sample_rois")(rois, scores, *truth, seeds)
-        done += [sampled, rois, targets]
+        truth = inputs["gt_boxes"], inputs["gt_labels"], inputs["sampling_seeds"]
+        indices, labels, targets = layer("sample_anchors")(anchors, *truth)
+        rois, roi_labels, roi_targets = layer("sample_rois")(rois, scores, *truth)
+        done += [labels, targets, rois, roi_labels, roi_targets]
         yield "sampling", mean_of(inputs, done)
-        done.append(layer("pick_anchors")(*layer("sampled_rpn")(layer("rpn_patches")(maps, indices)), indices))
+        logits, deltas = layer("pick_anchors")(*layer("sampled_rpn")(layer("rpn_patches")(maps, indices)), indices)
+        done += [logits, deltas]
         yield "RPN at samples", mean_of(inputs, done)
-    pooled = layer("roi_align")(features, rois)
+    pooled = layer("roi_align")(maps if isinstance(features, list) else maps[0], rois)
     yield "RoIAlign", mean_of(inputs, [*done, pooled])
-    yield "head", mean_of(inputs, [*done, layer("roi_head")(pooled)])
+    answers = layer("roi_head")(pooled)
+    yield "head", mean_of(inputs, [*done, answers])
+    class_logits, box_deltas = (PerPicture(count=rois_of(model, task))(answer) for answer in answers)
+    if task == "detect":
+        found = layer("detections")(rois, scores, class_logits, box_deltas, sizes)
+        yield "detections", mean_of(inputs, [*done, found])
+    else:
+        losses = {
+            "rpn_class_loss": (logits, labels),
+            "rpn_box_loss": (deltas, targets, labels),
+            "roi_class_loss": (class_logits, roi_labels),
+            "roi_box_loss": (box_deltas, roi_targets, roi_labels),
+        }
+        yield "losses", mean_of(inputs, [*done, [layer(name)(given) for name, given in losses.items()]])
 
 
-def proposals_of_detection(model):
-    """The layer of `detection_model` that selects proposals."""
-    from frcnn.models.detector import detection_model
+def given_maps(model):
+    """{name: `keras.Input`} like the maps that the backbone gives."""
+    maps = model.get_layer("backbone").output
+    maps = maps if isinstance(maps, list) else [maps]
+    return {f"map{level}": keras.Input(one.shape[1:], name=f"map{level}") for level, one in enumerate(maps)}
 
-    return detection_model(model).get_layer("test_proposals")
+
+class Through(keras.layers.Layer):
+    """x times a weight that is 1, so that the backward pass goes as far as x."""
+
+    def build(self, _):
+        self.weight = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, x):
+        return x * ops.cast(self.weight, x.dtype)
 
 
 def floor(model, task):
@@ -73,8 +98,8 @@ def floor(model, task):
     maps = model.get_layer("backbone")(model.get_layer("normalize")(*inputs.values()))
     maps = maps if isinstance(maps, list) else [maps]
     outputs = [[model.get_layer("rpn")(one_map) for one_map in maps]]
-    shapes = given_shapes(model, task)
-    given = {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
+    shapes = given_shapes(model, task, (64, 64))
+    given = {name: keras.Input(shapes[name], name=name) for name in ("pooled", "patches") if name in shapes}
     flat = {name: ops.reshape(x, (-1, *x.shape[2:])) for name, x in given.items()}
     outputs.append(model.get_layer("roi_head")(flat["pooled"]))
     if task == "train":
@@ -83,9 +108,11 @@ def floor(model, task):
     return mean_of(inputs | given, outputs)
 
 
-def given_shapes(model, task):
-    """{name: shape of one picture's} of what `floor` takes besides images."""
-    shapes = {"pooled": (rois_of(model, task), *model.get_layer("roi_head").input_shape[1:])}
+def given_shapes(model, task, size):
+    """{name: shape of one picture's} of what `floor` and `stages` take besides images of a size (height, width)."""
+    maps = model.get_layer("backbone").compute_output_shape((1, *size, 3))
+    shapes = {name: shape[1:] for name, shape in zip(given_maps(model), maps if isinstance(maps, list) else [maps])}
+    shapes["pooled"] = (rois_of(model, task), *model.get_layer("roi_head").input_shape[1:])
     if task == "train":
         shapes["patches"] = (model.config.rpn.samples, *model.get_layer("sampled_rpn").input_shape[0][1:])
     return shapes

@@ -224,7 +224,8 @@ def our_batch(picture, model, task):
     from frcnn.data.batches import pad_images
 
     count, generator = picture.count, np.random.default_rng(0)
-    given = {name: (count, *shape) for name, shape in parts.given_shapes(model, task).items()}
+    shapes = parts.given_shapes(model, task, picture.image.shape[:2])
+    given = {name: (count, *shape) for name, shape in shapes.items()}
     return {name: generator.normal(size=shape).astype(np.float32) for name, shape in given.items()} | {
         "images": pad_images([picture.image] * count),
         "image_sizes": np.array([picture.image.shape[:2]] * count, np.int32),
@@ -248,10 +249,9 @@ def step_of(model, task, config, batch):
 def parts_step(task, name, picture):
     """Every part of one of ours, one after the other: the step gives their seconds.
 
-    A part of a training step holds its forward and its backward pass; the update, timed alone, is taken off each by its
-    share of the variables.
+    Each is the time of the network up to it without that of the one before. A part of a training step holds its forward
+    and its backward pass; the update, timed alone, is taken off each by its share of the variables.
     """
-    import frcnn
     from benchmarks import parts
     from frcnn.data.batches import make_batch
     from frcnn.inference import _prepare
@@ -262,11 +262,9 @@ def parts_step(task, name, picture):
     models, steps = dict(parts.stages(model, task)), {}
     if task == "train":
         record = ImageRecord(picture.path, picture.image.shape[:2], picture.boxes, picture.labels)
-        models["losses"] = model
         steps["input, in threads beside"] = lambda: make_batch([record] * picture.count, config, 0, 0, 0)
         steps["optimizer"] = step_of(parts.optimizer(model), task, config, batch)
     else:
-        models["detections"] = frcnn.detection_model(model)
         steps["input, in threads beside"] = lambda: [_prepare(picture.path, config.data) for _ in range(picture.count)]
     steps |= {part: step_of(own, task, config, batch) for part, own in models.items()}
     weights = {part: own.count_params() if task == "train" else 0 for part, own in models.items()}
@@ -280,7 +278,8 @@ def parts_step(task, name, picture):
         for part in models:
             update = seconds.get("optimizer", 0.0) * weights[part] / model.count_params()
             result[part] = seconds[part] - update - before
-            before = seconds[part] - update
+            before = seconds[part] - update if part != "backbone" else 0.0
+        del result["given maps"]
         return result | {part: time_of for part, time_of in seconds.items() if part not in models}
 
     return step, None

@@ -9,7 +9,9 @@ from frcnn.models.detector import build_detector
 from frcnn.optimizer import build_optimizer
 from tests.oracles.tiny import CLASS_NAMES, SIZE, tiny_batch, tiny_config
 
-STEPS = ["backbone", "RPN", "proposals", "sampling", "RPN at samples", "RoIAlign", "head"]
+STEPS = ["backbone", "given maps", "RPN", "proposals", "sampling", "RPN at samples", "RoIAlign", "head", "losses"]
+
+SIZES = (SIZE, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +39,44 @@ def test_multiply_adds_count_the_rpn_on_each_level_and_the_head_on_each_roi(mode
 @pytest.mark.parametrize("task", ["train", "detect"])
 def test_the_stages_are_the_network_up_to_each_step(model, task):
     stages = dict(parts.stages(model, task))
-    assert list(stages) == [step for step in STEPS if task == "train" or "sampl" not in step]
-    batch = tiny_batch()
-    outputs = {name: stage.predict_on_batch({key: batch[key] for key in stage.input}) for name, stage in stages.items()}
+    batch, steps = tiny_batch(), STEPS
+    if task == "detect":
+        steps = [step for step in STEPS[:-1] if "sampl" not in step] + ["detections"]
+    assert list(stages) == steps
     features = model.get_layer("backbone")(model.get_layer("normalize")(batch["images"], batch["image_sizes"]))
-    expected = sum(float(keras.ops.mean(one_map)) for one_map in features)
+    maps = {f"map{level}": keras.ops.convert_to_numpy(one_map) for level, one_map in enumerate(features)}
+    assert {name: one.shape[1:] for name, one in maps.items()}.items() <= parts.given_shapes(model, task, SIZES).items()
+
+    def output(stage):
+        return float(stage.predict_on_batch({name: (batch | maps)[name] for name in stage.input}))
+
+    outputs = {name: output(stage) for name, stage in stages.items()}
+    expected = sum(one_map.mean() for one_map in maps.values())
     assert outputs["backbone"] == pytest.approx(expected, rel=1e-4)
-    assert len({float(output) for output in outputs.values()}) == len(outputs)  # none is the one before
+    assert outputs["given maps"] == pytest.approx(expected, rel=1e-4)
+    assert len({outputs[step] for step in steps[1:]}) == len(steps) - 1  # none is the one before
+    if task == "train":
+        losses = model.predict_on_batch(batch)
+        expected = sum(np.mean(loss) for loss in losses.values())
+        assert outputs["losses"] - outputs["RPN at samples"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_gradient_of_a_stage_reaches_the_maps_that_it_is_given(model):
+    stage = dict(parts.stages(model, "train"))["RoIAlign"]
+    throughs = [layer for layer in stage.layers if isinstance(layer, parts.Through)]
+    batch = tiny_batch()
+    batch |= {
+        name: np.ones((len(batch["images"]), *shape), np.float32)
+        for name, shape in parts.given_shapes(model, "train", SIZES).items()
+    }
+    stage.compile(build_optimizer(model.config.train, 10))
+    stage.train_on_batch({name: batch[name] for name in stage.input})
+    assert len(throughs) == 5 and all(float(keras.ops.convert_to_numpy(one.weight)) != 1.0 for one in throughs)
 
 
 def test_floor_and_optimizer_train_the_variables_of_the_model(model):
-    shapes = parts.given_shapes(model, "train")
-    assert shapes == {"pooled": (20, 2, 2, 256), "patches": (32, 3, 3, 256)}
+    shapes = parts.given_shapes(model, "train", SIZES)
+    assert shapes["pooled"] == (20, 2, 2, 256) and shapes["patches"] == (32, 3, 3, 256)
     batch = tiny_batch() | {name: np.ones((2, *shape), np.float32) for name, shape in shapes.items()}
     kernel = model.get_layer("backbone").get_layer("conv1").kernel
     for part in (parts.floor(model, "train"), parts.optimizer(model)):
