@@ -107,7 +107,7 @@ def take_boxes(boxes, indices):
     """
     batch, count = ops.shape(boxes)[:2]
     first = count * ops.arange(batch, dtype="int32")[:, None]
-    return ops.take(ops.reshape(boxes, (-1, 4)), first + indices, axis=0)  # a tenth of `take_along_axis`'s operations
+    return ops.take(ops.reshape(boxes, (-1, 4)), first + indices, axis=0)  # half of `take_along_axis`'s operations
 
 
 def _iou_with_truth(gt_boxes, gt_labels, candidates):
