@@ -33,8 +33,9 @@ def stages(model, task):
     layer = (model if task == "train" else detection_model(model)).get_layer
     features = layer("backbone")(layer("normalize")(*images.values()))
     yield "backbone", mean_of(images, features)
-    inputs = (model.input if task == "train" else images) | given_maps(model)
-    sizes, maps = images["image_sizes"], [Through()(inputs[name]) for name in given_maps(model)]
+    given = {name: keras.Input(shape, name=name) for name, shape in map_shapes(model).items()}
+    inputs = (model.input if task == "train" else images) | given
+    sizes, maps = images["image_sizes"], [Through()(one_map) for one_map in given.values()]
     done = [maps]
     yield "given maps", mean_of(inputs, done)
     logits, deltas = map(list, zip(*(layer("rpn")(one_map) for one_map in maps)))
@@ -68,14 +69,7 @@ def stages(model, task):
             "roi_class_loss": (class_logits, roi_labels),
             "roi_box_loss": (box_deltas, roi_targets, roi_labels),
         }
-        yield "losses", mean_of(inputs, [*done, [layer(name)(given) for name, given in losses.items()]])
-
-
-def given_maps(model):
-    """{name: `keras.Input`} like the maps that the backbone gives."""
-    maps = model.get_layer("backbone").output
-    maps = maps if isinstance(maps, list) else [maps]
-    return {f"map{level}": keras.Input(one.shape[1:], name=f"map{level}") for level, one in enumerate(maps)}
+        yield "losses", mean_of(inputs, [*done, [layer(name)(taken) for name, taken in losses.items()]])
 
 
 class Through(keras.layers.Layer):
@@ -98,8 +92,8 @@ def floor(model, task):
     maps = model.get_layer("backbone")(model.get_layer("normalize")(*inputs.values()))
     maps = maps if isinstance(maps, list) else [maps]
     outputs = [[model.get_layer("rpn")(one_map) for one_map in maps]]
-    shapes = given_shapes(model, task, (64, 64))
-    given = {name: keras.Input(shapes[name], name=name) for name in ("pooled", "patches") if name in shapes}
+    shapes = given_shapes(model, task)
+    given = {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
     flat = {name: ops.reshape(x, (-1, *x.shape[2:])) for name, x in given.items()}
     outputs.append(model.get_layer("roi_head")(flat["pooled"]))
     if task == "train":
@@ -108,14 +102,18 @@ def floor(model, task):
     return mean_of(inputs | given, outputs)
 
 
-def given_shapes(model, task, size):
-    """{name: shape of one picture's} of what `floor` and `stages` take besides images of a size (height, width)."""
-    maps = model.get_layer("backbone").compute_output_shape((1, *size, 3))
-    shapes = {name: shape[1:] for name, shape in zip(given_maps(model), maps if isinstance(maps, list) else [maps])}
-    shapes["pooled"] = (rois_of(model, task), *model.get_layer("roi_head").input_shape[1:])
+def given_shapes(model, task):
+    """{name: shape of one picture's} of what `floor` takes besides images."""
+    shapes = {"pooled": (rois_of(model, task), *model.get_layer("roi_head").input_shape[1:])}
     if task == "train":
         shapes["patches"] = (model.config.rpn.samples, *model.get_layer("sampled_rpn").input_shape[0][1:])
     return shapes
+
+
+def map_shapes(model, height=None, width=None):
+    """{name: shape of one picture's} of the maps that `stages` take; None where the size is free."""
+    maps = model.get_layer("backbone").compute_output_spec(keras.KerasTensor((1, height, width, 3)))
+    return {f"map{level}": one_map.shape[1:] for level, one_map in enumerate(keras.tree.flatten(maps))}
 
 
 def optimizer(model):

@@ -219,12 +219,12 @@ def our_model(recipe, changes, picture):
 
 
 def our_batch(picture, model, task):
-    """Of the pictures, with what the floor takes besides."""
+    """Of the pictures, with what the floor and the parts take besides."""
     from benchmarks import parts
     from frcnn.data.batches import pad_images
 
     count, generator = picture.count, np.random.default_rng(0)
-    shapes = parts.given_shapes(model, task, picture.image.shape[:2])
+    shapes = parts.given_shapes(model, task) | parts.map_shapes(model, *picture.image.shape[:2])
     given = {name: (count, *shape) for name, shape in shapes.items()}
     return {name: generator.normal(size=shape).astype(np.float32) for name, shape in given.items()} | {
         "images": pad_images([picture.image] * count),

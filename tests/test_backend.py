@@ -29,6 +29,15 @@ def test_both_forms_of_batch_normalise_agree(monkeypatch):
     np.testing.assert_allclose(portable[2], array(x).var(axis=(0, 1, 2), ddof=1), rtol=1e-4)
 
 
+def calls_of_winograd(monkeypatch):
+    """The list to which each call of its functions from now on adds its name."""
+    calls = []
+    for name in ("convolve", "kernel_gradient"):
+        own = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *given, n=name, own=own: calls.append(n) or own(*given))
+    return calls
+
+
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(2, 1, 1, 3), (2, 2, 2, 8), (3, 7, 4, 3)])
 @pytest.mark.parametrize("is_by_tiles", [False, True])
@@ -69,10 +78,7 @@ def test_a_convolution_and_its_gradients_are_kerass_own(monkeypatch, size, shape
 def test_wide_kernels_on_many_tiles_convolve_by_tiles_in_any_shape(monkeypatch, cells, channels, dtype, by_tiles):
     import tensorflow as tf
 
-    calls = []
-    for name in ("convolve", "kernel_gradient"):
-        own = getattr(winograd, name)
-        monkeypatch.setattr(winograd, name, lambda *given, n=name, own=own: calls.append(n) or own(*given))
+    calls = calls_of_winograd(monkeypatch)
     x = keras.ops.cast(tensor(noise(*cells, channels)), dtype)
     kernel = keras.ops.cast(tensor(noise(3, 3, channels, 256, seed=1)), dtype)
 
@@ -95,10 +101,7 @@ def test_wide_kernels_on_many_tiles_convolve_by_tiles_in_any_shape(monkeypatch, 
 def test_convolutions_of_maps_of_unknown_size_are_traced_once(monkeypatch):
     import tensorflow as tf
 
-    calls = []
-    for name in ("convolve", "kernel_gradient"):
-        own = getattr(winograd, name)
-        monkeypatch.setattr(winograd, name, lambda *given, n=name, own=own: calls.append(n) or own(*given))
+    calls = calls_of_winograd(monkeypatch)
     backend._traced_once.cache_clear()
     kernels = [tensor(noise(3, 3, 256, 256, seed=seed)) for seed in range(3)]
 

@@ -11,8 +11,6 @@ from tests.oracles.tiny import CLASS_NAMES, SIZE, tiny_batch, tiny_config
 
 STEPS = ["backbone", "given maps", "RPN", "proposals", "sampling", "RPN at samples", "RoIAlign", "head", "losses"]
 
-SIZES = (SIZE, SIZE)
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -45,7 +43,7 @@ def test_the_stages_are_the_network_up_to_each_step(model, task):
     assert list(stages) == steps
     features = model.get_layer("backbone")(model.get_layer("normalize")(batch["images"], batch["image_sizes"]))
     maps = {f"map{level}": keras.ops.convert_to_numpy(one_map) for level, one_map in enumerate(features)}
-    assert {name: one.shape[1:] for name, one in maps.items()}.items() <= parts.given_shapes(model, task, SIZES).items()
+    assert {name: one_map.shape[1:] for name, one_map in maps.items()} == parts.map_shapes(model, SIZE, SIZE)
 
     def output(stage):
         return float(stage.predict_on_batch({name: (batch | maps)[name] for name in stage.input}))
@@ -65,18 +63,16 @@ def test_the_gradient_of_a_stage_reaches_the_maps_that_it_is_given(model):
     stage = dict(parts.stages(model, "train"))["RoIAlign"]
     throughs = [layer for layer in stage.layers if isinstance(layer, parts.Through)]
     batch = tiny_batch()
-    batch |= {
-        name: np.ones((len(batch["images"]), *shape), np.float32)
-        for name, shape in parts.given_shapes(model, "train", SIZES).items()
-    }
+    shapes = parts.map_shapes(model, SIZE, SIZE)
+    batch |= {name: np.ones((len(batch["images"]), *shape), np.float32) for name, shape in shapes.items()}
     stage.compile(build_optimizer(model.config.train, 10))
     stage.train_on_batch({name: batch[name] for name in stage.input})
     assert len(throughs) == 5 and all(float(keras.ops.convert_to_numpy(one.weight)) != 1.0 for one in throughs)
 
 
 def test_floor_and_optimizer_train_the_variables_of_the_model(model):
-    shapes = parts.given_shapes(model, "train", SIZES)
-    assert shapes["pooled"] == (20, 2, 2, 256) and shapes["patches"] == (32, 3, 3, 256)
+    shapes = parts.given_shapes(model, "train")
+    assert shapes == {"pooled": (20, 2, 2, 256), "patches": (32, 3, 3, 256)}
     batch = tiny_batch() | {name: np.ones((2, *shape), np.float32) for name, shape in shapes.items()}
     kernel = model.get_layer("backbone").get_layer("conv1").kernel
     for part in (parts.floor(model, "train"), parts.optimizer(model)):
