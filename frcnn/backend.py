@@ -177,7 +177,11 @@ def _traced_once(compute):
         by_tiles, directly = (functools.partial(compute, way, x, *others) for way in (True, False))
         return tf.cond(_has_many_tiles(tf.unstack(tf.shape(x))), by_tiles, directly)
 
-    return choose
+    def with_known_shapes(*tensors):
+        # TensorFlow's graph optimizers infer no shape through such a call, and one of oneDNN's aborts the process.
+        return tf.nest.map_structure(lambda result: tf.ensure_shape(result, result.shape), choose(*tensors))
+
+    return with_known_shapes
 
 
 def _convolve(by_tiles, x, kernel):
