@@ -17,6 +17,8 @@ from frcnn.ops import winograd
 keep_freed_memory()  # before a backend has threads at work
 
 _WIDE, _MANY_TILES = 256, 100  # channels, tiles: from there on Winograd's products save more than they cost
+# Widths of bfloat16 maps whose kernel gradient was found right: multiples of the one, up to the other.
+_CLEAN_STEP, _CLEAN_WIDTH = 32, 320
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"
 # Names of the errors of TensorFlow and PyTorch; messages of JAX, of PyTorch on a processor, of TensorFlow on a GPU.
 _OUT_OF_MEMORY = re.compile(
@@ -110,23 +112,34 @@ def top_k(x, k):
     return keras.ops.take_along_axis(x, indices, axis=-1), indices
 
 
-def convolve(x, kernel):
-    """Convolution of stride 1 whose zero padding keeps the size, for square kernels of odd size.
+def convolve(x, kernel, strides=1, padding="same"):
+    """Convolution with a square kernel, for stride 1 and padding "same" one of odd size.
 
     On a processor with TensorFlow, whose kernels for a convolution's gradients are slower than the forward one, that
     for `x` is a convolution too, of the upstream gradient with the kernel turned by 180 degrees, and that for a 1x1
     kernel a matrix product. There `ops.winograd` does 3x3 kernels of many channels on maps of many tiles: all in
-    float32, and of bfloat16, whose own products are as fast, the gradient for the kernel.
+    float32, and of bfloat16, whose own products are as fast, the gradient for the kernel. All other kernel gradients
+    of bfloat16 are made so that TensorFlow reads no memory that nobody wrote (docs/bfloat16_gradient.md).
 
     Args:
         x: (B, h, w, C).
         kernel: (n, n, C, filters) in the dtype of `x`.
+        strides: along both sides.
+        padding: "same" or "valid", as Keras has it.
 
     Returns:
-        (B, h, w, filters).
+        (B, h', w', filters).
     """
     if not is_tensorflow() or _has_gpu():
-        return keras.ops.conv(x, kernel, padding="same")
+        return keras.ops.conv(x, kernel, strides, padding)
+    if strides == 1 and padding == "same":
+        return _convolve_same_size(x, kernel)
+    if x.dtype != "bfloat16" or kernel.shape[0] == 1:
+        return keras.ops.conv(x, kernel, strides, padding)
+    return _convolve_strided(x, kernel, {"strides": [1, strides, strides, 1], "padding": padding.upper()})
+
+
+def _convolve_same_size(x, kernel):
     import tensorflow as tf
 
     @tf.custom_gradient
@@ -140,6 +153,22 @@ def convolve(x, kernel):
             return slopes, _by_size(_kernel_gradient, is_wide, x, values, upstream, kernel.shape[0])
 
         return y, gradient
+
+    return forward(x, keras.ops.convert_to_tensor(kernel))
+
+
+def _convolve_strided(x, kernel, settings):
+    """In bfloat16, with the kernel's gradient in float32: only stride 1 is known to be right in bfloat16."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def forward(x, kernel):
+        def gradient(upstream):
+            sizes = {"input_sizes": tf.shape(x), "filter": kernel, "out_backprop": upstream}
+            slopes = tf.ensure_shape(tf.raw_ops.Conv2DBackpropInput(**sizes, **settings), x.shape)
+            return slopes, _kernel_gradient_in_float32(x, upstream, kernel.shape, **settings)
+
+        return tf.nn.conv2d(x, kernel, **settings), gradient
 
     return forward(x, keras.ops.convert_to_tensor(kernel))
 
@@ -200,6 +229,8 @@ def _kernel_gradient(by_tiles, x, values, upstream, size):
             values = winograd.values_at_points(tf.cast(x, tf.float32))
         return tf.cast(winograd.kernel_gradient(values, tf.cast(upstream, tf.float32)), x.dtype)
     shape = (size, size, x.shape[-1], upstream.shape[-1])
+    if size > 1 and x.dtype == tf.bfloat16:
+        return _bfloat16_kernel_gradient(x, upstream, shape)
     if size > 1:
         maps = {"input": x, "out_backprop": upstream, "filter_sizes": shape}
         return tf.raw_ops.Conv2DBackpropFilter(**maps, strides=[1] * 4, padding="SAME")
@@ -207,6 +238,32 @@ def _kernel_gradient(by_tiles, x, values, upstream, size):
     if shape[2] > shape[3]:  # the product with fewer rows is the faster one
         return tf.reshape(tf.transpose(tf.matmul(upstream, x, transpose_a=True)), shape)
     return tf.reshape(tf.matmul(x, upstream, transpose_a=True), shape)
+
+
+def _bfloat16_kernel_gradient(x, upstream, shape):
+    """Of a convolution of stride 1 and padding "same", on maps as wide as a multiple of `_CLEAN_STEP`.
+
+    On maps of other widths oneDNN's kernel multiplies columns that it has not written by 0, which gives NaN where NaN
+    happens to lie there (docs/bfloat16_gradient.md). Columns of zeros leave the gradient as it is.
+    """
+    import tensorflow as tf
+
+    def widened():
+        added = [[0, 0], [0, 0], [0, -tf.shape(x)[2] % _CLEAN_STEP], [0, 0]]
+        maps = {"input": tf.pad(x, added), "out_backprop": tf.pad(upstream, added), "filter_sizes": shape}
+        return tf.raw_ops.Conv2DBackpropFilter(**maps, strides=[1] * 4, padding="SAME")
+
+    in_float32 = functools.partial(_kernel_gradient_in_float32, x, upstream, shape, [1] * 4, "SAME")
+    if x.shape[2] is not None:
+        return widened() if x.shape[2] <= _CLEAN_WIDTH else in_float32()
+    return tf.cond(tf.shape(x)[2] <= _CLEAN_WIDTH, widened, in_float32)
+
+
+def _kernel_gradient_in_float32(x, upstream, shape, strides, padding):
+    import tensorflow as tf
+
+    maps = {"input": tf.cast(x, tf.float32), "out_backprop": tf.cast(upstream, tf.float32), "filter_sizes": shape}
+    return tf.cast(tf.raw_ops.Conv2DBackpropFilter(**maps, strides=strides, padding=padding), x.dtype)
 
 
 @functools.cache
@@ -291,6 +348,69 @@ def device_name():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     several = f", the first of {len(names)}" if len(names) > 1 else ""
     return f"{backend} on {names[0] if names else 'CPU'}{several}"
+
+
+def assign_if(condition, assign, variables):
+    """Call `assign()`, which assigns to these Keras variables; they keep their values where the condition is false.
+
+    Args:
+        condition: () bool tensor.
+        assign: function without arguments; its result is not used.
+        variables: all that it may assign to.
+    """
+    if is_tensorflow():
+        import tensorflow as tf
+
+        tf.cond(condition, lambda: (assign(), tf.constant(True))[1], lambda: tf.constant(False))
+    elif keras.backend.backend() == "torch":
+        if condition:
+            assign()
+    else:
+        before = [variable.value for variable in variables]
+        assign()
+        for variable, value in zip(variables, before):
+            variable.assign(keras.ops.where(condition, variable.value, value))
+
+
+def step_or_nothing(model, step, arguments):
+    """Run a Keras model's own `train_step`; where its optimizer refuses the gradients, nothing is changed.
+
+    Args:
+        model: a `frcnn.models.guarded.GuardedModel`, compiled with an optimizer of `frcnn.optimizer`, which does not
+            count a step that it refuses.
+        step: the `train_step`.
+        arguments: of it: on JAX state and data, elsewhere data.
+
+    Returns:
+        What `step` returns, with the moving statistics and the metrics of before where the optimizer refused.
+    """
+    optimizer, counter = model.optimizer, model.skipped_steps
+    if keras.backend.backend() == "jax":
+        return _stateless_step_or_nothing(model, step, *arguments)
+    variables = [*model.non_trainable_variables, *model.metrics_variables]
+    before = [keras.ops.copy(variable) for variable in (*variables, optimizer.iterations)]
+    step(*arguments)
+    is_done = keras.ops.not_equal(optimizer.iterations, before.pop())
+    for variable, value in zip(variables, before):
+        variable.assign(keras.ops.where(is_done, variable, value))
+    counter.update_state(keras.ops.logical_not(is_done))
+    return model.get_metrics_result()
+
+
+def _stateless_step_or_nothing(model, step, state, data):
+    _, (weights, others, slots, metrics) = step(state, data)
+    place = next(i for i, variable in enumerate(model.optimizer.variables) if variable is model.optimizer.iterations)
+    is_done = keras.ops.not_equal(slots[place], state[2][place])
+
+    def kept(after, before):
+        return [keras.ops.where(is_done, new, old) for new, old in zip(after, before)]
+
+    mapping = list(zip(model.metrics_variables, kept(metrics, state[3])))
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        model.skipped_steps.update_state(keras.ops.logical_not(is_done))
+        logs = model.get_metrics_result()
+    metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
+    return logs, (weights, kept(others, state[1]), slots, metrics)
 
 
 def make_deterministic(seed):

@@ -1,7 +1,14 @@
-"""The optimizers of training, as the field has them: warm-up, decay, coupled weight decay, clipping."""
+"""The optimizers of training, as the field has them: warm-up, decay, coupled weight decay, clipping.
+
+They refuse gradients that are not finite: then weights, momentum and the count of steps stay as they are.
+"""
+
+import functools
 
 import keras
 from keras import ops
+
+from frcnn import backend
 
 
 @keras.saving.register_keras_serializable("frcnn")
@@ -32,8 +39,22 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps", "schedule")}
 
 
+class _FiniteOnly:
+    """Comes before an optimizer's class and keeps gradients from it that are not finite."""
+
+    def apply(self, grads, trainable_variables=None):
+        squares = [ops.sum(ops.square(ops.cast(grad, "float32"))) for grad in grads if grad is not None]
+        update = functools.partial(super().apply, grads, trainable_variables)
+        backend.assign_if(ops.isfinite(sum(squares)), update, [*self._trainable_variables, *self.variables])
+
+
 @keras.saving.register_keras_serializable("frcnn")
-class CoupledSGD(keras.optimizers.SGD):
+class AdamW(_FiniteOnly, keras.optimizers.AdamW):
+    """Keras's AdamW, which refuses gradients that are not finite."""
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class CoupledSGD(_FiniteOnly, keras.optimizers.SGD):
     """SGD whose weight decay is the field's: `decay * kernel` joins the gradient, after clipping, before momentum.
 
     So do torch and Detectron2; Keras's own `weight_decay` is decoupled (AdamW's). Only variables named `kernel` decay.
@@ -75,6 +96,6 @@ def build_optimizer(settings, total_steps):
     decay, clip = settings.weight_decay, {"global_clipnorm": settings.clip_norm}
     if settings.optimizer == "sgd":
         return CoupledSGD(schedule, settings.momentum, kernel_decay=decay, **clip)
-    adam = keras.optimizers.AdamW(schedule, weight_decay=decay, beta_1=settings.momentum, **clip)
+    adam = AdamW(schedule, weight_decay=decay, beta_1=settings.momentum, **clip)
     adam.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return adam

@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import io
+import math
 import time
 import warnings
 
@@ -13,6 +14,8 @@ from frcnn.checkpoints import best_epoch, is_finished, write_checkpoint
 from frcnn.files import draft_of, replacing
 from frcnn.plots import plot_history
 from frcnn.stopping import Stop
+
+READ_SECONDS = 1.0  # between two looks at what a GPU has computed
 
 
 class RunFolder(keras.callbacks.Callback):
@@ -28,7 +31,8 @@ class RunFolder(keras.callbacks.Callback):
     Attributes:
         epoch, step: of the next step.
         rows: the logs of each epoch that is done.
-        losses: of each step done, the mean loss of its epoch so far, as Keras shows it.
+        losses: of each step done, the mean loss of its epoch so far, as Keras shows it; NaN for a step that changed
+            nothing, see `frcnn.models.guarded`. The newest are read within `READ_SECONDS`.
         error: the OSError of the last attempt to write, or None.
     """
 
@@ -51,6 +55,7 @@ class RunFolder(keras.callbacks.Callback):
         self.epoch, self.step, self.rows, self.losses, self.error = 0, 0, [], [], None
         self._trained = model  # `self.model` puts JAX's state back into the model, which costs time in each step
         self._metrics, self._best, self._written = None, None, time.monotonic()
+        self._unread, self._read = [], time.monotonic()
 
     # ------------------------------------------------------------------------------------------------- resuming
 
@@ -93,14 +98,17 @@ class RunFolder(keras.callbacks.Callback):
     # --------------------------------------------------------------------------------------------- what Keras calls
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._metrics:  # Keras has just reset them
+        # Keras has just reset them; an older checkpoint, without `skipped_steps`, leaves them so.
+        if self._metrics and f"metrics/{len(self.model.metrics_variables) - 1}" in self._metrics:
             _assign(self.model.metrics_variables, self._metrics, "metrics")
             self._metrics = None
         self.stop.awaited = True
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        self.losses.append(float(logs["loss"]))
+        self._unread.append((logs["loss"], logs["skipped_steps"]))
+        if time.monotonic() - self._read > READ_SECONDS:
+            self._read_losses()
         if self.step == self.steps:  # the epoch's end is near; before it lies a checkpoint
             return
         minutes = (time.monotonic() - self._written) / 60
@@ -109,12 +117,21 @@ class RunFolder(keras.callbacks.Callback):
             self._tolerate(self._write_checkpoint, self._write_best)
         self.stop.check()
 
+    def _read_losses(self):
+        """Not in every step: a GPU would be waited for."""
+        skipped = np.isnan(self.losses[self.epoch * self.steps :]).sum()
+        for loss, count in self._unread:
+            self.losses.append(float(loss) if float(count) == skipped else math.nan)
+            skipped = float(count)
+        self._unread, self._read = [], time.monotonic()
+
     def on_test_begin(self, logs=None):
         self.stop.awaited = False
         self.stop.check()
 
     def on_epoch_end(self, epoch, logs=None):
         self.stop.awaited = True
+        self._read_losses()
         self.rows.append({name: float(value) for name, value in logs.items()})
         self.epoch, self.step = epoch + 1, 0
         self._write_epoch(self._write_checkpoint)
@@ -150,6 +167,7 @@ class RunFolder(keras.callbacks.Callback):
         self._tolerate(*first, self._write_tables, self._write_best, self._write_last)
 
     def _write_checkpoint(self):
+        self._read_losses()
         arrays = {"losses": np.array(self.losses), **self.keep}
         for name, variables in _variables(self.model).items():
             arrays |= {f"{name}/{index}": _array(variable) for index, variable in enumerate(variables)}
@@ -229,11 +247,20 @@ def _assign(variables, arrays, name):
 
 
 def _step_rows(losses, steps):
-    """A row for each step: its own loss, from the means that Keras keeps, and the mean of the epoch so far."""
+    """A row for each step: its own loss, from the means that Keras keeps, and the mean of the epoch so far.
+
+    Both are empty for a step that changed nothing.
+    """
     for index, mean in enumerate(losses):
         epoch, step = divmod(index, steps)
-        own = mean * (step + 1) - losses[index - 1] * step if step else mean
-        yield {"epoch": epoch, "step": step, "loss": f"{own:.5g}", "mean_loss": mean}
+        if step == 0:
+            total = count = 0
+        row = {"epoch": epoch, "step": step, "loss": "", "mean_loss": ""}
+        if not math.isnan(mean):
+            own = mean * (count + 1) - total
+            total, count = mean * (count + 1), count + 1
+            row |= {"loss": f"{own:.5g}", "mean_loss": mean}
+        yield row
 
 
 def _write_csv(path, rows):

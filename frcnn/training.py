@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib.util
+import math
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import keras
@@ -22,6 +24,7 @@ from frcnn.run_folder import RunFolder
 from frcnn.weights import flat_layers, load_weights, prepare
 
 STAGES = 5
+MOST_SKIPPED = 5  # steps that are not finite, one after the other, end a run
 
 
 def train(config, records, *, class_names, validation=None, output="runs/frcnn", verbose="auto"):
@@ -42,12 +45,14 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
 
     Returns:
         keras.callbacks.History: per epoch the loss, the four losses, the same with `val_`, `val_map` (AP50, VOC all
-        points, 0..1), `val_rpn_recall` and `val_best_score` (see `frcnn.health`), `pictures_per_second` and `data_wait`
-        (share of the time, 0..1). `model.findings` of `train_model` holds what stood in the way of learning.
+        points, 0..1), `val_rpn_recall` and `val_best_score` (see `frcnn.health`), `skipped_steps` (see
+        `frcnn.models.guarded`), `pictures_per_second` and `data_wait` (share of the time, 0..1). `model.findings` of
+        `train_model` holds what stood in the way of learning.
 
     Raises:
         ValueError: the output holds a run already, there are too few pictures to split, or weights do not fit.
-        FloatingPointError: the loss was not finite; the message names the files of the batch.
+        FloatingPointError: loss or gradients of `MOST_SKIPPED` steps in a row were not finite; each of these steps
+            changed nothing, and the message names the pictures of the last.
         MemoryError: memory ran out; the message says how much it takes, and which fields to lower.
     """
     refuse_finished(output)
@@ -281,9 +286,9 @@ class EpochReport(keras.callbacks.Callback):
     Must stand before whatever writes them.
     """
 
-    def __init__(self, batch_size, batches, measure=None):
+    def __init__(self, batch_size, steps, batches, measure=None):
         super().__init__()
-        self.batch_size, self.batches, self.measure = batch_size, batches, measure
+        self.batch_size, self.steps, self.batches, self.measure = batch_size, steps, batches, measure
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start, self._waited, self._steps = time.perf_counter(), self.batches.seconds, 0
@@ -295,25 +300,52 @@ class EpochReport(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         elapsed = max(self._end - self._start, 1e-9)
+        logs.pop("val_skipped_steps", None)
+        if logs["skipped_steps"] == self.steps:  # Keras's means of nothing are 0
+            own = [name for name in logs if not name.startswith("val_") and name != "skipped_steps"]
+            logs.update(dict.fromkeys(own, math.nan))
         logs["pictures_per_second"] = self._steps * self.batch_size / elapsed
         logs["data_wait"] = self._share
         if self.measure:
             logs.update(self.measure(self.model))
 
 
-class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends the run at the first loss that is not finite, before any weights are written, and names the pictures."""
+class SkippedSteps(keras.callbacks.Callback):
+    """Warns of the first step that was not finite and so changed nothing, and ends a run with many in a row.
+
+    Must stand behind the `RunFolder`, whose `losses` say which steps these were.
+
+    Args:
+        run: the `RunFolder`.
+        files_of_step: function of epoch and step, both from 0, that gives the paths of the batch.
+    """
 
     def __init__(self, run, files_of_step):
         super().__init__()
         self.run, self.files_of_step = run, files_of_step
+        self._in_a_row, self._seen, self._is_said = 0, len(run.losses), False
 
     def on_train_batch_end(self, batch, logs=None):
-        if not abs(float(logs["loss"])) < float("inf"):
-            raise FloatingPointError(
-                f"the loss is not finite at epoch {self.run.epoch + 1}, step {self.run.step + 1}, with the pictures "
-                f"{', '.join(self.files_of_step())}; a lower train.learning_rate is the usual cure"
-            )
+        losses = self.run.losses
+        for index in range(self._seen, len(losses)):
+            self._in_a_row = self._in_a_row + 1 if math.isnan(losses[index]) else 0
+            if self._in_a_row and not self._is_said:
+                self._is_said = True
+                warnings.warn(
+                    f"{self._describe(index)}: the step changed nothing; history.csv counts these", stacklevel=2
+                )
+            if self._in_a_row == MOST_SKIPPED:
+                advice = "a lower train.learning_rate is the usual cure"
+                raise FloatingPointError(f"{self._describe(index)}, the {MOST_SKIPPED}th in a row; {advice}")
+        self._seen = len(losses)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.on_train_batch_end(None)
+
+    def _describe(self, index):
+        epoch, step = divmod(index, self.run.steps)
+        files = ", ".join(self.files_of_step(epoch, step))
+        return f"loss or gradients are not finite at epoch {epoch + 1}, step {step + 1}, with the pictures {files}"
 
 
 def build_callbacks(health, run, card, config, records, batches, measure=None):
@@ -326,11 +358,11 @@ def build_callbacks(health, run, card, config, records, batches, measure=None):
         measure: function of the model that gives validation scores, a dict; or None.
     """
 
-    def files_of_step():
-        return batch_files(records, config, config.train.seed, run.epoch, run.step)
+    def files_of_step(epoch, step):
+        return batch_files(records, config, config.train.seed, epoch, step)
 
-    report = EpochReport(config.train.batch_size, batches, measure)
-    callbacks = [StopOnNonFinite(run, files_of_step), report, health, run, card]
+    report = EpochReport(config.train.batch_size, run.steps, batches, measure)
+    callbacks = [report, health, run, SkippedSteps(run, files_of_step), card]
     if importlib.util.find_spec("tensorboard"):
         callbacks.append(keras.callbacks.TensorBoard(str(run.output / "tensorboard"), write_graph=False))
     return callbacks

@@ -12,8 +12,9 @@ import keras
 import numpy as np
 import pytest
 
+from frcnn.checkpoints import checkpoint_files, read_checkpoint
 from frcnn.config import load_config, load_run_config, with_overrides
-from frcnn.data.batches import batch_files, split_records
+from frcnn.data.batches import batch_files, make_batch, split_records
 from frcnn.data.images import read_image
 from frcnn.data.readers import read_records
 from frcnn.inference import detect, load_detector
@@ -316,16 +317,55 @@ def test_a_folder_that_holds_a_run_is_refused(run):
     assert (folder / "config.yaml").stat().st_mtime_ns == before
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pictures(tmp_path):
+def test_steps_that_are_not_finite_one_after_the_other_end_the_run_and_are_named(tmp_path):
     records = write_tiny_pictures(tmp_path)
-    config = tiny_config("train.learning_rate=1e30", "train.clip_norm=1e30", "train.epochs=3")
-    with pytest.raises(FloatingPointError, match="epoch 1, step 2") as caught:
+    config = tiny_config("train.learning_rate=1e30", "train.clip_norm=1e30", "train.epochs=4")
+    with pytest.warns(UserWarning, match="not finite") as warned, pytest.raises(FloatingPointError) as caught:
         train(config, records, class_names=CLASS_NAMES, validation=[], output=tmp_path / "run", verbose=0)
-    first, second = (batch_files(records, config, config.train.seed, 0, step) for step in (0, 1))
-    assert ", ".join(second) in str(caught.value) and not any(file in str(caught.value) for file in first)
+    assert "epoch 3, step 2" in str(caught.value) and "the 5th in a row" in str(caught.value)
+    assert ", ".join(batch_files(records, config, config.train.seed, 2, 1)) in str(caught.value)
     assert "train.learning_rate" in str(caught.value)
-    assert not list((tmp_path / "run").glob("*.h5"))
+    (first,) = [str(one.message) for one in warned if "not finite" in str(one.message)]
+    assert "epoch 1, step 2" in first and ", ".join(batch_files(records, config, config.train.seed, 0, 1)) in first
     assert json.loads((tmp_path / "run" / "card.json").read_text())["state"] == f"stopped: {caught.value}"
+    with open(tmp_path / "run" / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["skipped_steps"] for row in rows] == ["1.0", "2.0", "2.0"] and rows[1]["loss"] == "nan"
+
+
+def test_a_step_that_is_not_finite_changes_nothing_also_in_a_run_that_is_resumed_behind_it(tmp_path, monkeypatch):
+    """NaN in a box of the second of four steps of an epoch."""
+    records = write_tiny_pictures(tmp_path / "pictures")
+    config = tiny_config("model.norm=batch", "train.epochs=2", "train.batch_size=1", "train.checkpoint_minutes=1e-9")
+
+    def broken(*arguments, **settings):
+        batch = make_batch(*arguments, **settings)
+        if arguments[3:5] == (0, 1):
+            batch["gt_boxes"][0, 0], batch["gt_labels"][0, 0] = np.nan, 0
+        return batch
+
+    def fit(folder, **settings):
+        model = build_model(config, CLASS_NAMES, resumed="saved" in settings)
+        return train_model(model, records, validation=[], output=folder, verbose=0, **settings).history, model
+
+    monkeypatch.setattr("frcnn.training.make_batch", broken)
+    monkeypatch.setattr("frcnn.checkpoints.KEPT", 100)
+    folder = tmp_path / "run"
+    with pytest.warns(UserWarning, match="epoch 1, step 2, with the pictures .*: the step changed nothing"):
+        history, model = fit(folder)
+    assert history["skipped_steps"] == [1, 0] and np.isfinite(history["loss"]).all()
+    states = [read_checkpoint(path) for path in checkpoint_files(folder)]
+    before, after = states[0][0], states[1][0]
+    counter = next(i for i, one in enumerate(model.metrics_variables) if one is model.skipped_steps.variables[0])
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert changed == ["losses", f"metrics/{counter}"]
+    assert np.isnan(after["losses"]).tolist() == [False, True]
+    text = (folder / "steps.csv").read_text()
+    assert text.splitlines()[2] == "0,1,," and ",," not in text.replace("0,1,,", "")
+    resumed, _ = fit(folder, saved=states[2])
+    for name in ("loss", "skipped_steps"):
+        assert resumed[name] == pytest.approx(history[name], rel=1e-3)
+    assert (folder / "steps.csv").read_text().splitlines()[2] == "0,1,,"
 
 
 def test_a_picture_that_has_gone_is_named(tmp_path, gives_back):

@@ -11,8 +11,9 @@ import keras
 from keras import layers
 
 from frcnn.models.detector import conventions_name, dtype_policy, normalisation, require_class_names
+from frcnn.models.guarded import GuardedModel
 from frcnn.models.layers import ImageNormalization
-from frcnn.models.resnet import CONVENTIONS, ResNetSpec, layer_seed, resnet_stage, resnet_stem
+from frcnn.models.resnet import CONVENTIONS, Conv2D, ResNetSpec, layer_seed, resnet_stage, resnet_stem
 
 SMALLEST_SIDE = 28  # pixels: one cell after the last stage
 
@@ -76,7 +77,8 @@ def build_classifier(config, class_names):
     images = keras.Input(shape, dtype="uint8", name="images")
     pixels = {name: getattr(conventions, name) for name in ("channel_order", "mean", "deviation")}
     network = build_resnet(spec, shape, len(class_names))
-    classifier = keras.Model(images, network(ImageNormalization(name="normalize", **pixels)(images)), name="classifier")
+    probabilities = network(ImageNormalization(name="normalize", **pixels)(images))
+    classifier = GuardedModel(images, probabilities, name="classifier")
     classifier.config, classifier.class_names, classifier.spec = config, class_names, spec
     return classifier
 
@@ -148,7 +150,7 @@ def ResNet50(input_shape=(64, 64, 3), classes=6, last_filters=(512, 512, 2048)):
     _check_classes(classes)
     X_input = layers.Input(input_shape)
     X = layers.ZeroPadding2D(3)(X_input)
-    X = layers.Conv2D(64, 7, 2, kernel_initializer=_glorot_uniform(), name="conv1")(X)
+    X = Conv2D(64, 7, 2, kernel_initializer=_glorot_uniform(), name="conv1")(X)
     X = layers.Activation("relu")(layers.BatchNormalization(name="bn_conv1")(X))
     X = layers.MaxPooling2D(3, 2)(X)
     for stage, count in zip((2, 3, 4, 5), (3, 4, 6, 3)):
@@ -170,7 +172,7 @@ def _tutorial_branch(X, f, filters, stage, block, s):
 
 
 def _tutorial_convolution(X, filters, f, name, s=1):
-    convolution = layers.Conv2D(filters, f, s, "same", kernel_initializer=_glorot_uniform(), name=f"res{name}")
+    convolution = Conv2D(filters, f, s, "same", kernel_initializer=_glorot_uniform(), name=f"res{name}")
     return layers.BatchNormalization(name=f"bn{name}")(convolution(X))
 
 

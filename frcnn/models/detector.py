@@ -4,14 +4,15 @@
                                                   \\-> roi_align -> roi_head -> select_detections
     anchors -> sample_anchors -> rpn_patches -> sampled_rpn, the RPN's layers at the sampled cells -> two of the losses
 
-The ground truth is an input and the losses are outputs, one number a picture: any `fit` trains it, and nothing of
-Keras's training step is overridden. The backbone runs once a step.
+The ground truth is an input and the losses are outputs, one number a picture: any `fit` trains it, with Keras's own
+training step (`frcnn.models.guarded` undoes one that is not finite). The backbone runs once a step.
 """
 
 import keras
 
 from frcnn import backend
 from frcnn.models.fpn import fpn_parts
+from frcnn.models.guarded import GuardedModel, spread
 from frcnn.models.heads import build_rpn_head, build_sampled_rpn, build_stage5_head, stage5_step
 from frcnn.models.layers import (
     AnchorGrid,
@@ -32,7 +33,7 @@ LOSSES = ("rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 
 
 @keras.saving.register_keras_serializable("frcnn")
-class FasterRCNN(keras.Model):
+class FasterRCNN(GuardedModel):
     """The training model: a functional model whose outputs are its losses.
 
     Inputs (a dict): images (B, H, W, 3), image_sizes (B, 2) int32, gt_boxes (B, G, 4), gt_labels (B, G) int32,
@@ -52,7 +53,7 @@ class FasterRCNN(keras.Model):
         """The sum of the four losses, averaged over the batch; each is tracked as a metric."""
         for mean in self._loss_means:
             mean.update_state(y_pred[mean.name])
-        return sum(keras.ops.mean(y_pred[name]) for name in LOSSES)
+        return spread(sum(keras.ops.mean(y_pred[name]) for name in LOSSES))
 
 
 def build_detector(config, class_names):

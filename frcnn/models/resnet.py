@@ -203,7 +203,7 @@ class ConvNorm(keras.layers.Layer):
             return backend.convolve(x, kernel)
         # Padded by hand: TensorFlow's explicit padding of a strided convolution has a gradient 40 times slower.
         x = ops.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else x
-        return ops.conv(x, kernel, self.strides, "valid")
+        return backend.convolve(x, kernel, self.strides, "valid")
 
     def _batch_normalise(self, x):
         y, mean, variance = backend.batch_normalise(x, self.gamma, self.beta, self.epsilon)
@@ -226,6 +226,14 @@ class ConvNorm(keras.layers.Layer):
     def get_config(self):
         names = ("filters", "kernel_size", "strides", "norm", "epsilon", "use_bias", "momentum", "seed", "initializer")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable("frcnn")
+class Conv2D(keras.layers.Conv2D):
+    """Keras's own, whose gradients are those of `backend.convolve`; for square kernels and strides."""
+
+    def convolution_op(self, inputs, kernel):
+        return backend.convolve(inputs, kernel, self.strides[0], self.padding)
 
 
 def resnet_stem(images, spec):
@@ -331,9 +339,7 @@ def _convolution(x, spec, name, filters, kernel_size, strides=1):
     if kernel_size > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad", dtype=x.dtype)(x)
     initializer = INITIALIZERS[spec.initializer](seed=layer_seed(spec, name))
-    return keras.layers.Conv2D(
-        filters, kernel_size, strides, kernel_initializer=initializer, name=name, dtype=spec.dtype
-    )(x)
+    return Conv2D(filters, kernel_size, strides, kernel_initializer=initializer, name=name, dtype=spec.dtype)(x)
 
 
 def _normalisation(x, spec, name):
