@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from frcnn import backend
@@ -15,7 +16,7 @@ from frcnn.data.images import read_image, resize_image, resized_size
 from frcnn.data.threads import map_in_threads
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.records import Detections
-from frcnn.weights import describe, load_weights
+from frcnn.weights import describe, load_weights, named_variables, require_finite
 
 
 def load_detector(run, *, weights="best", overrides=()):
@@ -31,7 +32,7 @@ def load_detector(run, *, weights="best", overrides=()):
         `frcnn.weights.Report` of weights that a config.pickle names, or None.
 
     Raises:
-        ValueError: the folder holds no run of a detector, or weights that do not fit its config.
+        ValueError: the folder holds no run of a detector, or weights that do not fit its config or are not finite.
     """
     model, named_weights = build_run(run, "detector", build_detector, weights, overrides)
     if named_weights:
@@ -69,6 +70,8 @@ def build_run(run, kind, build, weights="best", overrides=()):
             f"{file} is damaged or does not fit the config.pickle beside it ({classes}, ResNet-{config.model.depth}): "
             "take both files from one training run, without overrides of model.*, or train again"
         ) from error
+    variables = named_variables(model).items()
+    require_finite({name: keras.ops.convert_to_numpy(variable) for name, variable in variables}, file)
     return model, None
 
 

@@ -63,10 +63,10 @@ def load_weights(model, source, *, reinitialise=False, anchor_ratios=KERAS_FRCNN
 
     Raises:
         ValueError: the source cannot be read, is for another network, holds nothing for this model, or a tensor has
-            another shape; nothing was changed then.
+            another shape or a value that is not finite; nothing was changed then.
     """
     source = source if isinstance(source, Description) else describe(source)
-    variables = {f"{layer.name}/{weight.name}": weight for layer in flat_layers(model) for weight in layer.weights}
+    variables = named_variables(model)
     _check_network(source, model.spec if hasattr(model, "spec") else model.config.model)
     tensors, reinitialised = dict(source.tensors), ()
     if reinitialise:  # the last layer of a classifier of other classes stays as it is
@@ -178,6 +178,23 @@ def flat_layers(model):
         yield from flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
+def named_variables(model):
+    """{"layer/weight": variable} of a model and the models in it."""
+    return {f"{layer.name}/{weight.name}": weight for layer in flat_layers(model) for weight in layer.weights}
+
+
+def require_finite(tensors, source):
+    """Raise ValueError where a value of {name: array} is NaN or infinite."""
+    for name, values in tensors.items():
+        with np.errstate(over="ignore"):  # float64 beyond float32 is meant
+            count = np.count_nonzero(~np.isfinite(values.astype(np.float32)))
+        if count:
+            raise ValueError(
+                f"{source}: {count} of the {values.size} values of {name} are not finite: take weights of an earlier "
+                "epoch, or train again"
+            )
+
+
 def _download_imagenet(depth):
     """keras.applications's own download, described; None, with a warning, where there is no network."""
     make = getattr(keras.applications, f"ResNet{depth}", None)
@@ -242,6 +259,7 @@ def _check_tensors(tensors, source, variables, loaded):
             raise ValueError(
                 f"{source}: {name} has shape {found}, the model expects {expected}: give model.* the source's settings"
             )
+    require_finite({name: tensors[name] for name in loaded}, source)
     for layer in sorted({name.partition("/")[0] for name in loaded}):
         held, asked = ({name for name in names if name.startswith(f"{layer}/")} for names in (tensors, variables))
         if held != asked:

@@ -191,6 +191,16 @@ def test_a_folder_without_a_run_says_what_is_missing(run, tmp_path):
         load_detector(run, weights="last")
 
 
+def test_a_run_whose_weights_are_not_finite_is_refused(tmp_path):
+    model = build_detector(tiny_config("model.norm=frozen"), CLASS_NAMES)
+    save_config(model.config, tmp_path, CLASS_NAMES)
+    kernel = model.get_layer("rpn").get_layer("rpn_conv1").kernel
+    kernel.assign(kernel + np.where(np.arange(16) == 3, np.nan, 0).astype(np.float32))
+    model.save_weights(tmp_path / "best.weights.h5")
+    with pytest.raises(ValueError, match=r"best.weights.h5: 2304 of the 36864 values of rpn_conv1/kernel are not fin"):
+        load_detector(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["classes", "depth", "garbage", "truncated"])
 def test_weights_that_do_not_fit_are_one_sentence(run, tmp_path, damage):
     config, weights = tiny_config("model.norm=frozen"), (run / "best.weights.h5").read_bytes()

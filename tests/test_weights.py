@@ -520,6 +520,17 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_loaded(twin):
     assert all(np.array_equal(value, before[name]) for name, value in values_of(twin).items())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_loaded(twin, value):
+    broken = torchvision_state("resnet18")["layer4.1.conv2.weight"].astype(np.float64)
+    broken[1, 2, 0, 1] = value
+    state = torchvision_state("resnet18") | {"layer4.1.conv2.weight": broken}
+    before = values_of(twin)
+    with pytest.raises(ValueError, match="1 of the 2359296 values of res5b_branch2b/kernel are not finite"):
+        load_weights(twin, state)
+    assert all(np.array_equal(value, before[name]) for name, value in values_of(twin).items())
+
+
 def test_a_layer_comes_whole_or_not_at_all(twin):
     state = {name: values for name, values in torchvision_state("resnet18").items() if name != "layer2.0.bn1.bias"}
     with pytest.raises(ValueError, match=r"res3a_branch2a/beta is not in both"):
