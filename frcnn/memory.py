@@ -21,6 +21,7 @@ _SLOTS = {"sgd": 1, "adam": 2}  # values that the optimizer keeps of each weight
 # sum of its tensors the allocator holds.
 _BASE, _PER_LAYER, _WASTE = 1.04e9, 2.2e6, 1.12
 _OVERLAPS = 6  # matrices of anchors and boxes that their IoU is made from
+_MAPPED = 300_000_000  # address space that a training comes to map and not to hold, in bytes
 _TILES = 3  # of a map's tiles: their cells, their values at the points and the products of these
 
 
@@ -137,10 +138,19 @@ def told_in_a_sentence(model, records, validation):
 
 
 def describe_need(model, records, validation):
-    """What `estimate` says, of what is free, and what to lower where that is less; arguments as there."""
+    """What `estimate` says, of what is free, and what to lower where that is less; arguments as there.
+
+    Raises:
+        MemoryError: `ulimit -v` leaves less: there TensorFlow crashes without a word.
+    """
     need, free = estimate(model, records, validation), free_memory()
     if free is None:
         return f"memory: about {describe(need)}"
+    if need > min(_address_space(), default=need):
+        raise MemoryError(
+            f"this training takes about {describe(need)}, and the shell's limit (ulimit -v) leaves {describe(free)}: "
+            f"raise that limit, or lower {_fields(model)}"
+        )
     line = f"memory: about {describe(need)} of {describe(free)} free"
     return line if need <= free else f"{line}\nnote: it may not be enough; lower {_fields(model)}"
 
@@ -167,7 +177,7 @@ def free_memory(root="/"):
         return backend.free_gpu_memory()
     try:
         free = _kilobytes(root, "proc/meminfo", "MemAvailable") + _kilobytes(root, "proc/self/status", "VmRSS")
-        return min([free, *_group_limits(root)])
+        return min([free, *_group_limits(root), *_address_space(root)])
     except OSError:  # not Linux
         return None
 
@@ -175,6 +185,19 @@ def free_memory(root="/"):
 def _kilobytes(root, file, entry):
     line = next(line for line in Path(root, file).read_text().splitlines() if line.startswith(entry))
     return 1024 * int(line.split()[1])
+
+
+def _address_space(root="/"):
+    """What `ulimit -v` leaves this process, in bytes, with what it holds already; none without such a limit."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return []
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return []
+    size, held = (_kilobytes(root, "proc/self/status", entry) for entry in ("VmSize", "VmRSS"))
+    return [max(limit - size - _MAPPED, 0) + held]
 
 
 def _group_limits(root):

@@ -147,7 +147,7 @@ def machine(tmp_path, monkeypatch):
     def make(files, groups="0::/"):
         files = {
             "proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable:    5000000 kB\n",
-            "proc/self/status": "Name: python\nVmRSS:\t 1000000 kB\n",
+            "proc/self/status": "Name: python\nVmSize:\t 2000000 kB\nVmRSS:\t 1000000 kB\n",
             "proc/self/cgroup": groups,
             **files,
         }
@@ -173,6 +173,25 @@ def machine(tmp_path, monkeypatch):
 )
 def test_what_is_free(machine, files, groups, expected):
     assert machine(files, groups) == expected
+
+
+def test_a_limit_of_the_address_space_counts_and_too_little_of_it_ends_the_start(machine, monkeypatch):
+    """TensorFlow crashes where memory is refused to it."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5 * GIGABYTE, -1))
+    left = 5 * GIGABYTE - 1_000_000 * 1024 - memory._MAPPED
+    assert machine({}) == left
+    monkeypatch.setattr(memory, "free_memory", lambda: left)
+    model = SimpleNamespace(config=tiny_config(), name="faster_rcnn")
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_address_space", lambda: [left])
+        patch.setattr(memory, "estimate", lambda *_: left - 1)
+        assert describe_need(model, [], []).endswith("free")
+        patch.setattr(memory, "estimate", lambda *_: left + 1)
+        with pytest.raises(MemoryError, match=r"about 3.7 GB, and the shell's limit \(ulimit -v\) leaves 3.7 GB"):
+            describe_need(model, [], [])
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert machine({}) == 6_000_000 * 1024
 
 
 def test_where_nothing_tells_nothing_is_free(tmp_path, monkeypatch):
