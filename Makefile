@@ -6,6 +6,9 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 # The tests that also run with JAX and PyTorch as Keras's backend.
 BACKEND_TESTS ?= $(wildcard tests/ops tests/models tests/test_backends.py)
+# Those that TensorFlow's oneDNN kernels could change, which it takes by itself on processors with AVX-512 or AMX.
+ONEDNN_TESTS ?= $(wildcard tests/ops tests/models tests/test_backend*.py tests/test_training.py tests/test_run_folder.py \
+  tests/test_inference.py tests/test_check.py tests/test_classification.py)
 # Two processes: more than two cores would be idle most of the time, and each takes up to 6 GB.
 PYTEST_ARGS ?= -n 2
 
@@ -14,12 +17,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install install-backends test test-backends lint format demo clean
+.PHONY: help install install-backends test test-backends test-onednn lint format demo clean
 
 help:
 	@echo "make demo           draw pictures, train, detect, evaluate: a few minutes"
 	@echo "make test           the tests, with TensorFlow"
 	@echo "make test-backends  the tests of ops, models and backends with JAX and with PyTorch"
+	@echo "make test-onednn    the tests of models and training, with TensorFlow's oneDNN kernels on"
 	@echo "make lint           ruff check and ruff format --check"
 	@echo "make format         let ruff mend what it can"
 	@echo "make clean          remove .venv, demo and caches"
@@ -47,6 +51,9 @@ install-backends: .venv/installed-backends
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-onednn: .venv/installed
+	TF_ENABLE_ONEDNN_OPTS=1 $(BIN)/python -m pytest $(ONEDNN_TESTS) $(PYTEST_ARGS)
 
 # Nearly all of JAX's time is compilation of what runs once: with little optimisation a quarter of it is saved.
 test-backends: .venv/installed-backends

@@ -339,3 +339,74 @@ def test_jax_is_told_to_let_memory_grow_before_keras_imports_it(monkeypatch, cho
     with pytest.raises(ImportError, match="keras"):
         runpy.run_path(backend.__file__)
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == kept
+
+
+# ------------------------------------------------------------------------------------ shapes that leave fast paths
+
+
+def inferred_shapes(function, *specs):
+    """Shapes of a function's results as TensorFlow's C++ infers them from the graph alone, as its optimizers do."""
+    import tensorflow as tf
+
+    traced = tf.function(function, input_signature=specs).get_concrete_function().graph
+    with tf.Graph().as_default():
+        names = [result.name for result in traced.outputs]
+        return [result.shape for result in tf.import_graph_def(traced.as_graph_def(), return_elements=names)]
+
+
+def gradients_of(function, *watched):
+    """A function that gives what `function` does and its gradients for the inputs of these indices."""
+    import tensorflow as tf
+
+    def both(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch([inputs[index] for index in watched])
+            result = function(*inputs)
+        return result, *tape.gradient(result, [inputs[index] for index in watched])
+
+    return both
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "settings"),
+    [
+        (1, 8, 16, ()),
+        (3, 8, 16, ()),
+        (3, 512, 16, ()),
+        (3, 256, 256, ()),  # wide enough for tiles
+        (3, 8, 16, (2, "valid")),
+        (7, 3, 16, (2, "valid")),
+        (3, 8, 16, (1, "valid")),
+    ],
+)
+def test_a_convolution_of_unknown_size_keeps_rank_and_channels(dtype, size, channels, filters, settings):
+    """Where they were lost, oneDNN's layout pass aborted the process."""
+    import tensorflow as tf
+
+    specs = tf.TensorSpec((None, None, None, channels), dtype), tf.TensorSpec((size, size, channels, filters), dtype)
+    convolve = gradients_of(lambda x, kernel: backend.convolve(x, kernel, *settings), 0, 1)
+    y, slopes, kernel_slopes = inferred_shapes(convolve, *specs)
+    assert y.rank == slopes.rank == 4 and (y[-1], slopes[-1]) == (filters, channels)
+    assert kernel_slopes.as_list() == [size, size, channels, filters]
+
+
+@pytest.mark.tensorflow
+def test_the_other_fast_paths_keep_rank_and_channels():
+    import tensorflow as tf
+
+    def spec(*shape, dtype="float32"):
+        return tf.TensorSpec(shape, dtype)
+
+    weighted = gradients_of(backend.weighted_rows, 0)
+    shapes = inferred_shapes(weighted, spec(None, 8), spec(None, 16, dtype="int32"), spec(None, 16))
+    assert [shape.as_list() for shape in shapes] == [[None, 8], [None, 8]]
+    keep = inferred_shapes(lambda b, s: backend.tensorflow_nms(b, s, 0.5, 7), spec(None, None, 4), spec(None, None))
+    assert [shape.as_list() for shape in keep] == [[None, 7]]
+    values, indices = inferred_shapes(lambda x: backend.top_k(x, 5), spec(None, None))
+    assert values.as_list() == indices.as_list() == [None, 5]
+    inputs = spec(None, None, None, 8), spec(8), spec(8)
+    normalised = gradients_of(lambda x, gamma, beta: backend.batch_normalise(x, gamma, beta, 1e-3)[0], 0, 1)
+    y, slopes, gammas = inferred_shapes(normalised, *inputs)
+    assert y[-1] == slopes[-1] == 8 and y.rank == slopes.rank == 4 and gammas.as_list() == [8]
