@@ -168,7 +168,7 @@ def test_what_is_no_coco_file_is_said_in_one_sentence(tmp_path, text, message):
     for problems in (None, []):
         error = read_error(path, problems=problems)
         assert message in error and len(error.splitlines()) == 1 and len(error) < 300
-    assert "splits such as 'val' belong to" in read_error(path, split="val")
+    assert "has no split 'val': it is not in parts" in read_error(path, split="val")
 
 
 def test_names_that_leave_the_folder_are_a_warning_or_an_error(coco, tmp_path, draw_picture):
