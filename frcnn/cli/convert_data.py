@@ -12,7 +12,7 @@ def add_arguments(parser):
     """The arguments of `frcnn convert-data`."""
     add = parser.add_argument
     add("source", metavar="SRC", help="what -p of `frcnn train` takes")
-    add("target", metavar="DST", help="a folder that is new or empty; a new .txt or .json file for one part in these")
+    add("target", metavar="DST", help="a folder, new or empty; a single part may be a new .txt or .json file")
     targets = Names("frcnn.convert", "TARGETS")
     add("--to", required=True, choices=targets, metavar="FORMAT", help="the format to write: %(choices)s")
     add_format_arguments(parser)
@@ -48,10 +48,9 @@ def run(arguments):
         print(f"note: {arguments.to} cannot hold {loss}")
     for name, part in parts.items():
         _describe(name, part, class_names)
-    stay = FORMATS[arguments.to].suffix is not None
-    print(
-        f"written to {arguments.target}, {'pictures stay in their place' if stay else f'{len(records)} pictures copied'}"
-    )
+    is_tree = FORMATS[arguments.to].suffix is None
+    copied = f"{len(records)} pictures copied" if is_tree else "pictures stay in their place"
+    print(f"written to {arguments.target}, {copied}")
     return 0
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from frcnn.data.images import SUFFIXES
 from frcnn.data.readers.annotation_text import find_pictures, parse_columns, split_line
-from frcnn.data.readers.problems import read_lines
+from frcnn.data.readers.problems import printable, read_lines
 from frcnn.data.readers.table import BACKGROUND, COORDINATES, build_records
 from frcnn.files import open_regular
 
@@ -94,7 +94,7 @@ def _find_columns(line, separator, place):
             columns[key] = names.index(name)
         elif key in _NAMES:
             what = f"{names.count(name)} columns called {name}" if name else f"no column called {' or '.join(known)}"
-            raise ValueError(f"{place}: {what}; the header is {line.strip():.200}")
+            raise ValueError(f"{place}: {what}; the header is {printable(line.strip()[:200])}")
     return columns
 
 
