@@ -59,7 +59,7 @@ def _read_file(path, shown, pictures, errors):
     group = _find_group(lists[2])
     if group in declared and not (table.class_name == group).any():
         entry = next(line for line, entry in enumerate(lists[2], firsts[2]) if _get(entry, "name") == group)
-        errors.note([entry], "group-name", "that only stands for the group of the others, no class", what="name")
+        errors.note([entry], "group-name", "of only the group of the others, no class", what="name")
         declared = tuple(name for name in declared if name != group)
     # A row a picture keeps those without annotations, and the order of the pictures.
     rows = {"class_name": BACKGROUND, "picture": range(known, len(pictures)), "line": lines, "crowd": False}
