@@ -86,7 +86,7 @@ def held(record, to):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), first=st.sampled_from(TARGETS), second=st.sampled_from(TARGETS))
 def test_from_any_format_to_any_other_and_back_nothing_is_lost_that_both_hold(pictures, data, first, second):
-    """To 0.0001 pixels through VOC, whose boxes are moved by a pixel; to 0.00001 where they are shares; else exactly."""
+    """To 0.0001 pixels through VOC, whose boxes are moved by a pixel; to 0.00001 with shares; else exactly."""
     records = data.draw(datasets(pictures))
     folder, expected = Path(tempfile.mkdtemp()), [held(each, first) for each in records]
     try:
@@ -158,7 +158,7 @@ def test_what_a_format_cannot_hold_is_listed(pictures):
         "voc": ["1 marks of crowds", "1 boxes not more than one pixel wide or high", order],
         "coco": ["2 marks of difficult boxes"],
         "yolo": neither,
-        **dict.fromkeys(("simple", "label-studio", "huggingface"), [*neither, order]),
+        **{to: [*neither, order] for to in ("simple", "label-studio", "huggingface")},
     }
     assert find_losses([record(pictures[0])], ("zebra",), "simple") == []
 

@@ -59,7 +59,7 @@ def test_folders_are_splits_and_validation_has_three_names(folder, val):
         for split in (None, "val", "valid", "validation", "test", "all")
     }
     rest = {"test": ["t.png"], None: ["t.png"], "all": ["t.png", "v.png", "t.png"]}
-    assert shown == rest | dict.fromkeys(("val", "valid", "validation"), ["v.png"])
+    assert shown == rest | {name: ["v.png"] for name in ("val", "valid", "validation")}
     with pytest.raises(ValueError, match="has no split 'dev': its splits are train, val, test"):
         read_records(path, "auto", split="dev")
     assert len(read_records(path / val, "auto")[0]) == 1
@@ -103,13 +103,13 @@ def test_a_mistake_is_one_sentence_with_its_line(folder, line, message):
     path = folder({".": [("b.png", objects([1, 2, 10, 20], categories=["cat"])), ("a.png", None)]})
     first = (path / "metadata.jsonl").read_text().splitlines()[0]
     (path / "metadata.jsonl").write_text(f"{first}\n{line}\n")
-    with pytest.raises(ValueError, match="metadata.jsonl") as caught:
+    with pytest.raises(ValueError, match="metadata") as caught:
         read_records(path, "auto")
     assert message in str(caught.value) and len(str(caught.value).splitlines()) < 3
 
 
 def test_what_holds_no_metadata_is_said_so_and_a_pipe_is_not_waited_for(tmp_path):
-    with pytest.raises(ValueError, match="is a folder without metadata.jsonl, in it or in its train"):
+    with pytest.raises(ValueError, match="is a folder without metadata"):
         read_records(tmp_path, "huggingface")
     (tmp_path / "train").mkdir()
     os.mkfifo(tmp_path / "train/metadata.jsonl")
