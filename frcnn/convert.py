@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from frcnn.data.images import SUFFIXES
-from frcnn.data.readers import FORMATS, find_format, read_records, split_names
+from frcnn.data.readers import FORMATS, find_format, match_split, read_records, split_names
 from frcnn.data.readers.coco import left_top_sides
 from frcnn.data.readers.problems import SPLITS
 from frcnn.files import replacing
@@ -32,8 +32,9 @@ def read_parts(path, format="auto", split=None, outside="warning"):
         ValueError: see `read_records`.
     """
     format = find_format(path, format)
-    names = () if split else split_names(path, format)
-    if not names:
+    names = split_names(path, format)
+    split = split if split in (None, "all") else match_split(split, names)
+    if not names or split:
         records, class_names = read_records(path, format, split=split, outside=outside)
         return {None if split == "all" else split: records}, class_names, 0
     everything, class_names = read_records(path, format, split="all", outside=outside)

@@ -228,7 +228,8 @@ def test_the_command_keeps_the_splits_of_its_source_and_says_what_it_left_out(pi
     parts, names, unlisted = read_parts(tmp_path / "yolo")
     assert ({name: len(part) for name, part in parts.items()}, names) == ({"train": 2, "val": 1, "test": 2}, ("zebra",))
     assert unlisted == 0
-    assert convert(tmp_path / "yolo", tmp_path / "val.json", "--to", "coco", "--split", "val") == 0
+    assert convert(tmp_path / "yolo", tmp_path / "hugging", "--to", "huggingface", "--split", "valid") == 0
+    assert convert(tmp_path / "hugging", tmp_path / "val.json", "--to", "coco", "--split", "validation") == 0
     assert len(json.loads((tmp_path / "val.json").read_text())["images"]) == 1
     assert convert(tmp_path / "yolo", tmp_path / "all.json", "--to", "coco") == 2
     assert "train, val, test are 3 files: name a folder" in capsys.readouterr().err

@@ -192,7 +192,7 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     assert "No such file" in read_error(tmp_path / "absent.txt")
     assert (
         read_error(tmp_path)
-        == f"{tmp_path} is a folder, not an annotation file; format 'voc' reads folders of Pascal VOC"
+        == f"{tmp_path} is a folder, not an annotation file; format 'auto' tells what a folder holds"
     )
 
 

@@ -99,6 +99,7 @@ def test_pictures_are_found_from_the_folder_of_the_export(export, draw_picture, 
     assert record.path.endswith(("/d/b ü.png", "/d.png"))
 
 
+@pytest.mark.filterwarnings("ignore:[0-9]+ (annotation|result)")
 def test_what_is_not_used_is_counted(export):
     cancelled = {"was_cancelled": True, "result": [result(0, 0, 1, 1, "dog")]}
     others = [result(kind="choices"), {"type": "choices", "value": {"choices": ["x"]}}, {"type": "?", "value": {}}]

@@ -26,7 +26,7 @@ def read_annotation_text(path, class_names, split, errors):
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not an annotation file; format 'voc' reads folders of Pascal VOC")
+        raise ValueError(f"{path} is a folder, not an annotation file; format 'auto' tells what a folder holds")
     lines, _ = read_lines(path, path.name, errors)
     table = _drop_header(_parse(lines, errors), errors)
     if table.empty and not errors.found:
