@@ -159,6 +159,7 @@ def test_what_is_written_comes_back_with_any_letters_in_names(tmp_path, draw_pic
     boxes = np.array([[0.1, 2.7, 66.9, 41], [1e-3, 0, 1 / 3, 2 / 3]], np.float32)
     part = [ImageRecord(paths[0], (41, 67), boxes, [1, 0]), ImageRecord(paths[1], (41, 67), [], [])]
     write_parts(tmp_path / "out/tasks.json", {None: part}, names, "label-studio")
+    assert "/data/local-files/?d=d/b.png" in (tmp_path / "out/tasks.json").read_text()
     (tmp_path / "out").rename(tmp_path / "moved")  # names inside the folder of the tasks are relative
     records, class_names = read_records(tmp_path / "moved/tasks.json", "auto")
     assert class_names == names and [len(record.boxes) for record in records] == [2, 0]
