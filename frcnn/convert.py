@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from frcnn.data.images import SUFFIXES
-from frcnn.data.readers import find_format, read_records, split_names
-from frcnn.data.readers.annotation_text import write_annotations
-from frcnn.data.readers.yolo import SPLITS
+from frcnn.data.readers import FORMATS, find_format, match_split, read_records, split_names
+from frcnn.data.readers.coco import left_top_sides
+from frcnn.data.readers.problems import SPLITS
 from frcnn.files import replacing
 from frcnn.outputs import json_lines, write_voc_file, yolo_shares
-
-TARGETS = ("voc", "coco", "yolo", "simple")
-_FILES = {".txt": "simple", ".json": "coco"}  # formats that are one file a part
 
 
 def read_parts(path, format="auto", split=None, outside="warning"):
@@ -34,9 +31,10 @@ def read_parts(path, format="auto", split=None, outside="warning"):
     Raises:
         ValueError: see `read_records`.
     """
-    format = find_format(path) if format == "auto" else format
-    names = () if format in ("simple", "coco") or split else split_names(path)
-    if not names:
+    format = find_format(path, format)
+    names = split_names(path, format)
+    split = split if split in (None, "all") else match_split(split, names)
+    if not names or split:
         records, class_names = read_records(path, format, split=split, outside=outside)
         return {None if split == "all" else split: records}, class_names, 0
     everything, class_names = read_records(path, format, split="all", outside=outside)
@@ -54,21 +52,22 @@ def name_parts(parts, to):
     """Give the parts the names that the target's tools look for.
 
     A part with the same pictures as others together (VOC's trainval beside train and val) is left out but for VOC;
-    what is the only one to train on is called trainval for VOC, and train for YOLO.
+    what is the only one to train on is called trainval for VOC, and train for the other folders.
 
     Raises:
-        ValueError: YOLO has no place for a part of this name.
+        ValueError: the format has no place for a part of this name.
     """
     paths = {name: {record.path for record in records} for name, records in parts.items()}
     if to != "voc":
         union = paths.get("train", set()) | paths.get("val", set())
         parts = {name: part for name, part in parts.items() if name != "trainval" or paths[name] != union}
-    unnamed = {"voc": {None: "trainval"}, "yolo": {None: "train"}}.get(to, {})
-    if to == "yolo" and "train" not in parts:
+    is_tree = FORMATS[to].suffix is None
+    unnamed = {None: "trainval" if to == "voc" else "train"} if is_tree else {}
+    if is_tree and to != "voc" and "train" not in parts:
         unnamed["trainval"] = "train"
     parts = {unnamed.get(name, name): part for name, part in parts.items()}
-    if to == "yolo" and not set(parts) <= set(SPLITS):
-        raise ValueError(f"YOLO has the splits train, val and test, but here are {', '.join(parts)}: name one of them")
+    if is_tree and to != "voc" and not set(parts) <= set(SPLITS):
+        raise ValueError(f"{to} has the splits train, val and test, but here are {', '.join(parts)}: name one of them")
     return parts
 
 
@@ -78,11 +77,12 @@ def find_losses(records, class_names, to):
     crowd = sum(int(record.crowd.sum()) for record in records)
     thin = sum(len(record.boxes) - int(_fits_voc(record).sum()) for record in records)
     shown = sorted({class_names[label] for record in records for label in record.labels})
+    holds = FORMATS[to].holds
     losses = {
-        f"{difficult} marks of difficult boxes": difficult and to != "voc",
-        f"{crowd} marks of crowds": crowd and to != "coco",
+        f"{difficult} marks of difficult boxes": difficult and "difficult" not in holds,
+        f"{crowd} marks of crowds": crowd and "crowd" not in holds,
         f"{thin} boxes not more than one pixel wide or high": thin and to == "voc",
-        "the order of the classes, or those without boxes": to in ("voc", "simple") and tuple(shown) != class_names,
+        "the order of the classes, or those without boxes": "classes" not in holds and tuple(shown) != class_names,
     }
     return [loss for loss, happens in losses.items() if happens]
 
@@ -90,11 +90,11 @@ def find_losses(records, class_names, to):
 def write_parts(target, parts, class_names, to):
     """Write a data set, whole or not at all.
 
-    simple, coco: `<part>.txt` or `<part>.json` (`annotations` without parts) that name the pictures where they are.
-    voc, yolo: a tree into which the pictures are copied, under their names as far as these differ.
+    Formats with a suffix: `<part>.txt` or `<part>.json` (`annotations` without parts) that name the pictures where they
+    are. The others: a tree into which the pictures are copied, under their names as far as these differ.
 
     Args:
-        target: folder that does not exist or is empty; for one part in simple or coco also a new .txt or .json file.
+        target: folder that does not exist or is empty; for one part of a format with a suffix also a new file with it.
         parts: dict as from `name_parts`.
         class_names: tuple of K strings.
         to: one of `TARGETS`.
@@ -112,21 +112,20 @@ def write_parts(target, parts, class_names, to):
     for path in {record.path for part in parts.values() for record in part} if to == "simple" else ():
         if path != path.strip() or not path.isprintable():
             raise ValueError(f"{path!r}: a text file cannot hold this name: rename the picture, or take another format")
-    if _FILES.get(target.suffix.lower()) == to:
+    suffix, write = FORMATS[to].suffix, _WRITERS[to]
+    if target.suffix.lower() == suffix:
         if len(parts) > 1:
             raise ValueError(f"{target}: {', '.join(parts)} are {len(parts)} files: name a folder, or one of them")
         (records,) = parts.values()
-        _WRITERS[to](target, records, class_names)
+        write(target, records, class_names)
         return
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        if to in ("voc", "yolo"):
+        if suffix is None:
             draft.mkdir(parents=True)
-            _WRITERS[to](draft, parts, class_names)
-        else:
-            suffix = next(suffix for suffix, format in _FILES.items() if format == to)
-            for name, records in parts.items():
-                _WRITERS[to](draft / f"{name or 'annotations'}{suffix}", records, class_names)
+            write(draft, parts, class_names, _tree_names(record.path for part in parts.values() for record in part))
+        for name, records in parts.items() if suffix else ():
+            write(draft / f"{name or 'annotations'}{suffix}", records, class_names)
         if target.exists():
             target.rmdir()
         draft.rename(target)
@@ -141,7 +140,7 @@ def _write_coco(path, records, class_names):
         inside = os.path.relpath(record.path, path.parent)
         place = os.path.abspath(record.path) if inside.startswith(os.pardir) else inside
         images.append({"id": image_id, "file_name": place, "height": height, "width": width})
-        for label, crowd, (x, y, *sides) in zip(record.labels, record.crowd, _coco_boxes(record.boxes)):
+        for label, crowd, (x, y, *sides) in zip(record.labels, record.crowd, left_top_sides(record.boxes)):
             area = round(sides[0] * sides[1], 4)
             annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(label) + 1}
             annotations.append(annotation | {"bbox": [x, y, *sides], "area": area, "iscrowd": int(crowd)})
@@ -151,18 +150,8 @@ def _write_coco(path, records, class_names):
         file.write("{" + ",\n".join(f'"{key}": [{json_lines(entries)}\n]' for key, entries in lists.items()) + "}\n")
 
 
-def _coco_boxes(boxes):
-    """x, y, width, height of (G, 4) float32 boxes, with as few digits as give back x + width and y + height exactly."""
-    corners = boxes.astype(str).astype(np.float64)  # numpy's text of a float32 is the shortest
-    low, sides = corners[:, :2], corners[:, 2:] - corners[:, :2]
-    short = np.round(sides, 6)
-    exact = (low + short).astype(np.float32) == boxes[:, 2:]
-    return np.concatenate([low, np.where(exact, short, sides)], axis=1).tolist()
-
-
-def _write_voc(folder, parts, class_names):
+def _write_voc(folder, parts, class_names, names):
     records = {record.path: record for part in parts.values() for record in part}
-    names = _tree_names(records)
     for place in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / place).mkdir(parents=True)
     for path, record in records.items():
@@ -184,8 +173,7 @@ def _fits_voc(record):
     return ((record.boxes[:, :2] + 1).astype(np.float32) < record.boxes[:, 2:]).all(axis=1)
 
 
-def _write_yolo(folder, parts, class_names):
-    names = _tree_names(dict.fromkeys(record.path for part in parts.values() for record in part))
+def _write_yolo(folder, parts, class_names, names):
     for part, records in parts.items():
         for record in records:
             picture = folder / "images" / part / names[record.path]
@@ -206,7 +194,7 @@ def _quote(name):
 
 def _tree_names(paths):
     """What to call pictures in one folder: as they are called, or with the folders before where that is taken."""
-    names, taken = {}, set()
+    paths, names, taken = list(dict.fromkeys(paths)), {}, set()
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths] or [os.sep])
     for path in paths:
         inside = os.path.relpath(os.path.abspath(path), common)
@@ -223,4 +211,6 @@ def _tree_names(paths):
     return names
 
 
-_WRITERS = {"simple": write_annotations, "coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+_WRITERS = {name: row.write for name, row in FORMATS.items() if row.write}
+_WRITERS |= {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}
+TARGETS = tuple(name for name in FORMATS if name in _WRITERS)  # what `write_parts` writes

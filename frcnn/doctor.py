@@ -61,8 +61,8 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     Raises:
         ValueError: nothing usable is at a path.
     """
-    format = find_format(path) if format == "auto" else format
-    if split is None and test is None and split_names(path) and format in ("voc", "pascal_voc", "yolo"):
+    format = find_format(path, format)
+    if split is None and test is None and split_names(path, format):
         split = "all"
     problems, test_problems = [], []
     records, class_names = read_records(path, format, None, split, problems, outside)

@@ -333,6 +333,21 @@ def test_training_on_a_voc_tree(command, voc, training, flags, trained, validate
     assert ("3 of the 3 validation pictures are trained on too" in out) == (validated == "012")
 
 
+@pytest.mark.parametrize("to", ["huggingface", "yolo"])
+@pytest.mark.parametrize(("name", "validated"), [("valid", "2"), ("validation", "2"), ("test", "3")])
+def test_training_and_evaluation_know_the_splits_of_folders(command, voc, training, to, name, validated):
+    assert command("convert-data", "VOCdevkit", "set", "--to", to)[0] == 0
+    code, _, error = command("train", "-p", "set", "--validation", name, "--output", "run")
+    assert (code, error) == (0, "")
+    assert (names_of(training.records), names_of(training.validation)) == (["0", "1"], list(validated))
+    images = [{"id": 1, "file_name": "3.jpg", "detections": 0}]
+    categories = [{"id": number, "name": name} for number, name in enumerate("ab", 1)]
+    Path("found.images.json").write_text(json.dumps({"images": images, "categories": categories}))
+    Path("found.json").write_text("[]")
+    code, out, error = command("evaluate", "-p", "set", "--detections", "found.json")
+    assert (code, error) == (0, "") and out.startswith("split: test\n")
+
+
 def test_a_class_that_training_never_sees_is_said(command, voc, training):
     code, out, _ = command("train", "-p", "VOCdevkit", "--split", "trainval", "data.val_fraction=0", "--output", "run")
     assert code == 0 and "note" not in out

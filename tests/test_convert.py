@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from frcnn.cli import main
 from frcnn.convert import TARGETS, find_losses, name_parts, read_parts, write_parts
-from frcnn.data.readers import read_records
+from frcnn.data.readers import FORMATS, read_records
 from frcnn.records import ImageRecord
 
 HEIGHT, WIDTH = 40, 60
@@ -63,7 +63,8 @@ def datasets(draw, paths):
 
 
 def written(target, to):
-    return target / {"simple": "annotations.txt", "coco": "annotations.json"}.get(to, "")
+    suffix = FORMATS[to].suffix
+    return target / f"annotations{suffix}" if suffix else target
 
 
 def held(record, to):
@@ -85,7 +86,7 @@ def held(record, to):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), first=st.sampled_from(TARGETS), second=st.sampled_from(TARGETS))
 def test_from_any_format_to_any_other_and_back_nothing_is_lost_that_both_hold(pictures, data, first, second):
-    """To 0.0001 pixels through VOC, whose boxes are moved by a pixel; to 0.00001 through YOLO; else exactly."""
+    """To 0.0001 pixels through VOC, whose boxes are moved by a pixel; to 0.00001 with shares; else exactly."""
     records = data.draw(datasets(pictures))
     folder, expected = Path(tempfile.mkdtemp()), [held(each, first) for each in records]
     try:
@@ -102,7 +103,7 @@ def test_from_any_format_to_any_other_and_back_nothing_is_lost_that_both_hold(pi
             records.sort(key=lambda each: order[Path(each.path).read_bytes()])
             assert len(records) == len(expected)
             for one, other in zip([held(each, to) for each in records], expected):
-                tolerance = {"voc": 1e-4, "yolo": 1e-5}.get(to, 0)
+                tolerance = {"voc": 1e-4, "yolo": 1e-5, "label-studio": 1e-5}.get(to, 0)
                 np.testing.assert_allclose(one.pop("boxes"), other.pop("boxes"), rtol=0, atol=tolerance)
                 assert one == other
     finally:
@@ -137,17 +138,27 @@ def test_what_is_written_is_what_other_tools_read(pictures, tmp_path):
     sides = {"xmin": "2", "ymin": "3", "xmax": "30", "ymax": "20.5"}
     assert all(f"<{tag}>{text}</{tag}>" in xml for tag, text in sides.items())
     assert (tmp_path / "voc/ImageSets/Main/val.txt").read_text() == "sub_a\n"
+    line = (tmp_path / "huggingface/validation/metadata.jsonl").read_text()
+    objects = {"bbox": [[0, 0, 60, 40]], "categories": ["cat"]}
+    assert json.loads(line) == {"file_name": "sub_a.png", "objects": objects}
+    (task,) = json.loads((tmp_path / "label-studio/val.json").read_text())
+    assert task["data"] == {"image": f"/data/local-files/?d={pictures[1]}"}
+    (result,) = task["annotations"][0]["result"]
+    sides = {"x": 0, "y": 0, "width": 100, "height": 100, "rotation": 0}
+    assert result["type"] == "rectanglelabels" and result["value"] == {**sides, "rectanglelabels": ["cat"]}
+    assert (result["original_width"], result["original_height"]) == (WIDTH, HEIGHT)
 
 
 def test_what_a_format_cannot_hold_is_listed(pictures):
     sides = [[0, 0, 1, 30], [0, 0, 1.5, 30], [1, 1, 9, 9]]
     records = [record(pictures[0], sides, [2, 2, 0], difficult=[1, 0, 1], crowd=[0, 1, 0])]
     order = "the order of the classes, or those without boxes"
+    neither = ["2 marks of difficult boxes", "1 marks of crowds"]
     assert {to: find_losses(records, NAMES, to) for to in TARGETS} == {
         "voc": ["1 marks of crowds", "1 boxes not more than one pixel wide or high", order],
         "coco": ["2 marks of difficult boxes"],
-        "yolo": ["2 marks of difficult boxes", "1 marks of crowds"],
-        "simple": ["2 marks of difficult boxes", "1 marks of crowds", order],
+        "yolo": neither,
+        **{to: [*neither, order] for to in ("simple", "label-studio", "huggingface")},
     }
     assert find_losses([record(pictures[0])], ("zebra",), "simple") == []
 
@@ -191,7 +202,8 @@ def test_parts_get_the_names_that_the_target_knows(pictures):
     assert name_parts(three, "voc") == three
     assert list(name_parts(three, "coco")) == ["train", "val"]
     assert list(name_parts({"trainval": one, "test": two}, "yolo")) == ["train", "test"]
-    with pytest.raises(ValueError, match="YOLO has the splits train, val and test, but here are minival"):
+    assert list(name_parts({"trainval": one, "val": two}, "huggingface")) == ["train", "val"]
+    with pytest.raises(ValueError, match="yolo has the splits train, val and test, but here are minival"):
         name_parts({"minival": one}, "yolo")
 
 
@@ -216,7 +228,8 @@ def test_the_command_keeps_the_splits_of_its_source_and_says_what_it_left_out(pi
     parts, names, unlisted = read_parts(tmp_path / "yolo")
     assert ({name: len(part) for name, part in parts.items()}, names) == ({"train": 2, "val": 1, "test": 2}, ("zebra",))
     assert unlisted == 0
-    assert convert(tmp_path / "yolo", tmp_path / "val.json", "--to", "coco", "--split", "val") == 0
+    assert convert(tmp_path / "yolo", tmp_path / "hugging", "--to", "huggingface", "--split", "valid") == 0
+    assert convert(tmp_path / "hugging", tmp_path / "val.json", "--to", "coco", "--split", "validation") == 0
     assert len(json.loads((tmp_path / "val.json").read_text())["images"]) == 1
     assert convert(tmp_path / "yolo", tmp_path / "all.json", "--to", "coco") == 2
     assert "train, val, test are 3 files: name a folder" in capsys.readouterr().err

@@ -77,6 +77,16 @@ def _sentence(error):
     return f"{file}: {error.strerror}" if file else error.strerror
 
 
+class Names:
+    """Names for `choices` that a module holds, imported once asked for: a list of commands need not wait for it."""
+
+    def __init__(self, module, attribute):
+        self.module, self.attribute = module, attribute
+
+    def __iter__(self):
+        return iter(getattr(importlib.import_module(self.module), self.attribute))
+
+
 def add_annotation_arguments(parser, required=True):
     """The arguments that name annotated pictures, for the commands that read them."""
     parser.add_argument(
@@ -84,13 +94,15 @@ def add_annotation_arguments(parser, required=True):
         "--path",
         required=required,
         metavar="PATH",
-        help="annotation file (text or COCO's JSON), folder of a Pascal VOC tree, or YOLO's data.yaml or its folder",
+        help="annotation file (text, CSV, COCO's or Label Studio's JSON), YOLO's data.yaml, or folder: a Pascal VOC "
+        "tree, YOLO's, Roboflow's COCO files, Hugging Face's metadata.jsonl",
     )
     add_format_arguments(parser)
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="part of a VOC tree (default: trainval, to evaluate test) or of a YOLO set (train, to evaluate test); all",
+        help="part of a VOC tree (default: trainval, to evaluate test) or of another folder (train, to evaluate test); "
+        "all",
     )
 
 
@@ -100,9 +112,10 @@ def add_format_arguments(parser):
         "-o",
         "--parser",
         default="auto",
-        choices=["auto", "simple", "voc", "pascal_voc", "coco", "yolo"],
-        help="their format; simple: filepath,x1,y1,x2,y2,class_name a line (default: auto: a folder is voc, or yolo if "
-        "it has a data.yaml; of files .json is coco, .yaml is yolo, and the others are simple)",
+        choices=Names("frcnn.data.readers", "PARSERS"),
+        metavar="FORMAT",
+        help="their format, one of %(choices)s; simple: filepath,x1,y1,x2,y2,class_name a line, csv: a table with a "
+        "header (default: auto, told by what is in the file or folder)",
     )
     parser.add_argument(
         "--outside",

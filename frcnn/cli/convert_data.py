@@ -1,9 +1,9 @@
 """Write annotated pictures in another format; the splits of the source stay, or new ones are drawn.
 
-voc and yolo become a folder with copies of the pictures. simple and coco become a file for each split, which names the
-pictures where they are. What the format cannot hold is listed."""
+voc, yolo and huggingface become a folder with copies of the pictures. simple, coco and label-studio become a file for
+each split, which names the pictures where they are. What the format cannot hold is listed."""
 
-from frcnn.cli import add_format_arguments
+from frcnn.cli import Names, add_format_arguments
 
 EXAMPLE = "frcnn convert-data annotations.txt shapes --to yolo --split 0.8"
 
@@ -12,8 +12,9 @@ def add_arguments(parser):
     """The arguments of `frcnn convert-data`."""
     add = parser.add_argument
     add("source", metavar="SRC", help="what -p of `frcnn train` takes")
-    add("target", metavar="DST", help="a folder that is new or empty; a new .txt or .json file for one part in these")
-    add("--to", required=True, choices=["voc", "coco", "yolo", "simple"], help="the format to write")
+    add("target", metavar="DST", help="a folder, new or empty; a single part may be a new .txt or .json file")
+    targets = Names("frcnn.convert", "TARGETS")
+    add("--to", required=True, choices=targets, metavar="FORMAT", help="the format to write: %(choices)s")
     add_format_arguments(parser)
     add(
         "--split",
@@ -28,6 +29,7 @@ def add_arguments(parser):
 def run(arguments):
     """Read, split, write, say what was lost."""
     from frcnn.convert import find_losses, name_parts, read_parts, write_parts
+    from frcnn.data.readers import FORMATS
 
     share = _number(arguments.split)
     if share is None and arguments.group_by is not None:
@@ -46,10 +48,9 @@ def run(arguments):
         print(f"note: {arguments.to} cannot hold {loss}")
     for name, part in parts.items():
         _describe(name, part, class_names)
-    copied = (
-        f", {len(records)} pictures copied" if arguments.to in ("voc", "yolo") else ", pictures stay in their place"
-    )
-    print(f"written to {arguments.target}{copied}")
+    is_tree = FORMATS[arguments.to].suffix is None
+    copied = f"{len(records)} pictures copied" if is_tree else "pictures stay in their place"
+    print(f"written to {arguments.target}, {copied}")
     return 0
 
 

@@ -16,7 +16,7 @@ def add_arguments(parser):
     add = parser.add_argument
     add("path", metavar="PATH", help="what -p of `frcnn train` takes")
     add_format_arguments(parser)
-    add("--split", metavar="NAME", help="part of a VOC tree or YOLO set (default: all, with --test that of training)")
+    add("--split", metavar="NAME", help="part of a folder with splits (default: all, with --test that of training)")
     add("--test", metavar="PATH", help="the test set, to look for mistakes, and with --full for pictures of both sets")
     add("--full", action="store_true", help="decode every picture, and look for duplicates")
     add("--json", metavar="FILE", help="write everything, for programs")

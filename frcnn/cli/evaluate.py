@@ -76,8 +76,8 @@ def _read_records(arguments, class_names):
     from frcnn.data.readers import find_format, read_records, split_names
 
     split = arguments.split
-    if split is None and find_format(arguments.path) in ("voc", "yolo"):
-        names = split_names(arguments.path)
+    names = split_names(arguments.path, arguments.parser)
+    if split is None and (names or find_format(arguments.path, arguments.parser) == "voc"):
         split = next((name for name in SPLITS if name in names), None)
         print(f"split: {split or 'none, every XML file'}")
     return read_records(arguments.path, arguments.parser, class_names, split, outside=arguments.outside)[0]

@@ -248,7 +248,7 @@ def _check_places(arguments, output):
 def _read(arguments, config):
     """The training records, the class names, the validation records; says how many there are and what is odd."""
     from frcnn.data.batches import split_records
-    from frcnn.data.readers import read_records, split_names
+    from frcnn.data.readers import match_split, read_records, split_names
 
     records, class_names = read_records(
         arguments.path, arguments.parser, split=arguments.split, outside=arguments.outside
@@ -256,7 +256,8 @@ def _read(arguments, config):
     boxes = sum(len(record.boxes) for record in records)
     print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
     if arguments.validation:
-        own_split = arguments.validation in split_names(arguments.path)
+        names = split_names(arguments.path, arguments.parser)
+        own_split = match_split(arguments.validation, names) in names
         place = (arguments.path, arguments.validation) if own_split else (arguments.validation, None)
         validation, _ = read_records(place[0], arguments.parser, class_names, place[1], outside=arguments.outside)
         both = {record.path for record in records} & {record.path for record in validation}

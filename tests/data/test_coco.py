@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frcnn.data.readers import read_records
+from frcnn.data.readers import find_format, read_records, split_names
+from frcnn.data.readers.coco import FOLDER_FILE
 from tests.contracts import assert_is_record
 
 
@@ -168,7 +169,7 @@ def test_what_is_no_coco_file_is_said_in_one_sentence(tmp_path, text, message):
     for problems in (None, []):
         error = read_error(path, problems=problems)
         assert message in error and len(error.splitlines()) == 1 and len(error) < 300
-    assert "splits such as 'val' belong to" in read_error(path, split="val")
+    assert "has no split 'val': it is not in parts" in read_error(path, split="val")
 
 
 def test_names_that_leave_the_folder_are_a_warning_or_an_error(coco, tmp_path, draw_picture):
@@ -182,3 +183,65 @@ def test_names_that_leave_the_folder_are_a_warning_or_an_error(coco, tmp_path, d
     first, second = read_error(path, outside="error").splitlines()
     assert first.startswith("x.json: images[0] (id 1): ../a.png leaves the folder of the data")
     assert second.startswith("x.json: images[1] (id 2): /")
+
+
+@pytest.fixture
+def roboflow(coco, draw_picture):
+    """Write _annotations.coco.json and a picture into folders, with the group that Roboflow makes category 0."""
+
+    def write(*folders, group="none", names=("cat", "dog"), **more):
+        for place in folders:
+            draw_picture(f"{place}/{place[0]}.png")
+            path = coco(box(category_id=1), pictures=[f"{place[0]}.png"], place=f"{place}/_annotations.coco.json")
+            content = json.loads(path.read_text())
+            entries = [{"id": number, "name": name, "supercategory": "pets"} for number, name in enumerate(names, 1)]
+            content["categories"] = [{"id": 0, "name": "pets", "supercategory": group}, *entries]
+            path.write_text(json.dumps(content | more))
+        return path.parents[1]
+
+    return write
+
+
+@pytest.mark.filterwarnings("ignore:. names? of only the group:UserWarning")
+def test_roboflows_folders_are_splits_and_one_of_them_is_read_alone(roboflow):
+    path = roboflow("train", "valid", "test")
+    assert (find_format(path), split_names(path)) == ("coco", ("train", "val", "test"))
+    shown = {
+        split: [Path(record.path).name for record in read_records(path, "auto", split=split)[0]]
+        for split in (None, "val", "valid", "test")
+    }
+    assert shown == {None: ["t.png"], "val": ["v.png"], "valid": ["v.png"], "test": ["t.png"]}
+    records, class_names = read_records(path, "coco", split="all")
+    places = [path / "train/t.png", path / "valid/v.png", path / "test/t.png"]
+    assert [record.path for record in records] == list(map(str, places))
+    assert [record.source for record in records] == [f"{place.parent.name}/{FOLDER_FILE}" for place in places]
+    assert class_names == ("cat", "dog") and all(record.labels.tolist() == [0] for record in records)
+    assert len(read_records(path / "valid", "auto")[0]) == 1
+    assert find_format(path / "valid") == "coco" and split_names(path / "valid") == ()
+
+
+def test_a_mistake_names_the_folder_of_its_file(roboflow):
+    path = roboflow("train", "valid")
+    file = path / "valid/_annotations.coco.json"
+    file.write_text(file.read_text().replace('"bbox": [1', '"bbox": ["x"'))
+    problems = []
+    read_records(path, "auto", split="all", problems=problems)
+    assert [problem.file for problem in problems if problem.severity == "error"] == ["valid/_annotations.coco.json"] * 2
+    with pytest.raises(ValueError, match="is a folder without _annotations"):
+        read_records(path.parent, "coco")
+
+
+def test_the_group_that_roboflow_lists_is_no_class_unless_it_has_boxes(roboflow):
+    path = roboflow("train")
+    with pytest.warns(UserWarning, match=r"^1 name of only the group of the others, no class, first train/"):
+        assert read_records(path, "auto")[1] == ("cat", "dog")
+    assert read_records(roboflow("train", annotations=[box(category_id=0)]), "auto")[1] == ("pets", "cat", "dog")
+    assert read_records(roboflow("train", group="animals"), "auto")[1] == ("pets", "cat", "dog")
+
+
+def test_classes_of_several_files_are_joined(roboflow):
+    path = roboflow("train", group="x")
+    roboflow("valid", group="x", names=("dog", "cow"))
+    records, class_names = read_records(path, "auto", split="all")
+    assert class_names == ("pets", "cat", "dog", "cow")
+    assert [record.labels.tolist() for record in records] == [[1], [2]]

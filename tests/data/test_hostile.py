@@ -45,12 +45,14 @@ def test_any_bytes_are_read_or_refused_in_a_sentence(planted, format, data):
     check(path, format)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("format", ["coco", "label-studio", "huggingface"])
+@pytest.mark.parametrize("text", [0, 1])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
-def test_any_values_of_a_coco_file_are_read_or_refused_in_a_sentence(planted, seed):
-    path, file = planted("coco")
-    file.write_bytes(change_values(CORPUS["coco"][1][0], np.random.default_rng(seed)))
-    check(path, "coco")
+def test_any_values_of_json_are_read_or_refused_in_a_sentence(planted, format, text, seed):
+    path, file = planted(format)
+    file.write_bytes(change_values(CORPUS[format][1][text], np.random.default_rng(seed)))
+    check(path, format)
 
 
 @every_format
@@ -144,6 +146,14 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read_whole(planted, mon
         ("voc", f"<annotation><object><name>{'x' * 10**6}</name></object></annotation>"),
         ("voc", "<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>"),
         ("coco", '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "' + "x" * 10**6 + '"}, 5]}'),
+        ("csv", f"file,xmin,ymin,xmax,ymax,class\na.png,1,1,5,{'x' * 10**6},cat"),
+        ("csv", f"file,xmin,ymin,xmax,ymax,{'x' * 10**5}"),
+        ("csv", "file,xmin,ymin,xmax,ymax,class\n" + "," * 10**6),
+        ("label-studio", "[" * 100_000),
+        ("label-studio", '[{"data": {"image": "' + "x/" * 10**6 + '"}, "annotations": [{"result": []}]}]'),
+        ("label-studio", '[{"data": {"image": "/data/local-files/?d=' + "../x/" * 10**5 + '"}, "annotations": [{}]}]'),
+        ("huggingface", '{"file_name": "a.png", "objects": ' + "[" * 100_000),
+        ("huggingface", '{"file_name": "a.png", "objects": {"bbox": [[' + "9" * 10**5 + "]]}}"),
         ("yolo", "0 " * 10**6),
         ("yolo", "0 " + ".5 " * 10**6),
         ("yaml", f"train: {'x' * 10**5}\nnames: [cat]"),

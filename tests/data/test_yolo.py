@@ -78,6 +78,70 @@ def test_labels_lie_beside_the_pictures_where_no_folder_is_called_images(tmp_pat
     assert [len(record.boxes) for record in records] == [1]
 
 
+@pytest.mark.parametrize(
+    ("pictures", "label"),
+    [
+        ("images/train", "images/train/a.txt"),
+        ("images", "images/a.txt"),
+        ("images/images", "images/labels/a.txt"),
+        ("images/train", "labels/train/a.TXT"),
+        ("other", "other/a.Txt"),
+    ],
+)
+def test_labels_lie_beside_the_pictures_or_in_labels_with_any_case_of_suffix(tmp_path, draw_picture, pictures, label):
+    draw_picture(f"{pictures}/a.png")
+    (tmp_path / label).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / label).write_text("0 .5 .5 .5 .5")
+    (tmp_path / "data.yaml").write_text(f"train: {pictures}\nnames: [cat]")
+    records, _ = read_records(tmp_path, "auto")
+    assert [len(record.boxes) for record in records] == [1]
+
+
+@pytest.mark.parametrize("shape", ["[2, 2]", "[2, 3]", "[17, 3]"])
+def test_points_follow_the_box_of_a_pose_and_are_no_outline(yolo, shape):
+    yaml = f"train: images/train\nnames: [cat]\nkpt_shape: {shape}\nflip_idx: [1, 0]\n"
+    count = int(shape[1:].partition(",")[0]) * int(shape[-2])
+    path = yolo({"train/a.txt": "0 .5 .25 .2 .5" + " 0.9" * count}, yaml)
+    np.testing.assert_allclose(read_records(path, "yolo")[0][0].boxes, [[24, 0, 36, 20]])  # 60 wide, 40 high
+    for fields in (5, count + 4, count + 6, count + 7):
+        (path / "labels/train/a.txt").write_text("\n0" + " .5" * (fields - 1))
+        message = f"labels/train/a.txt line 2: {fields} fields, expected {5 + count}: class cx cy w h and"
+        assert read_error(path).startswith(message)
+
+
+def test_what_in_data_yaml_is_not_used_is_said_once(yolo):
+    yaml = "train: images/train\nnames: [cat, dog]\nnc: 2\ndownload: x\nroboflow: {a: b}\n"
+    path = yolo({"train/a.txt": "0 .5 .5 .5 .5"}, yaml)
+    assert len(read_records(path, "yolo")[0]) == 2  # or the warning would be an error
+    (path / "data.yaml").write_text(yaml.replace("nc: 2", "nc: 3\nvals: x\nkeys: [1]"))
+    problems = []
+    read_records(path, "yolo", problems=problems)
+    assert [(problem.severity, str(problem)) for problem in problems] == [
+        ("warning", "data.yaml: nc: number of classes ('3') that is not the number of names (2), which counts"),
+        ("warning", "data.yaml: vals: key unknown, not used"),
+        ("warning", "data.yaml: keys: key unknown, not used"),
+    ]
+    (path / "data.yaml").write_text(f"{yaml}other: 1\nmore: 2\n")
+    with pytest.warns(UserWarning, match=r"^2 keys unknown, not used, first data.yaml: other$"):
+        read_records(path, "yolo")
+
+
+def test_the_folder_a_command_runs_in_changes_nothing(yolo, draw_picture, tmp_path, monkeypatch):
+    path = yolo({"train/a.txt": "0 .5 .5 .5 .5"}, "path: set\ntrain: images/train\nnames: [cat]\n")
+    draw_picture("elsewhere/set/images/train/wrong.png")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [record.path[-5:] for record in read_records(path, "yolo")[0]] == ["a.png", "b.png"]
+
+
+def test_valid_is_val_as_a_key_and_as_a_split(yolo):
+    path = yolo(
+        {"v/c.txt": "0 .5 .5 .5 .5"}, "train: images/train\nvalid: images/v\nnames: [cat]\n", ("train/a.png", "v/c.png")
+    )
+    assert split_names(path) == ("train", "val")
+    for split in ("val", "valid", "validation"):
+        assert [record.path[-5:] for record in read_records(path, "yolo", split=split)[0]] == ["c.png"]
+
+
 def test_outlines_give_the_box_around_them_and_are_counted(yolo):
     path = yolo({"train/a.txt": "0 0.1 0.5 0.4 0.1 0.2 0.9"})
     with pytest.warns(UserWarning, match="^1 outline read as the box around it, first labels/train/a.txt line 1$"):
@@ -150,6 +214,9 @@ def test_label_files_that_cannot_be_read_or_have_no_picture_are_counted(yolo):
         ("train: images\nnames: [cat, '']", "entry '1': expected a number from 0 and a name"),
         ("train: images\nnames: [cat, [a]]", "entry '1': expected"),
         ("train: images\nnames: {a: cat}", "entry 'a': expected"),
+        ("train: images\nnames: [cat]\nkpt_shape: [17]", "kpt_shape: expected [number of points, 2 or 3]"),
+        ("train: images\nnames: [cat]\nkpt_shape: [0, 3]", "kpt_shape: expected"),
+        ("train: images\nnames: [cat]\nkpt_shape: {a: b}", "kpt_shape: expected"),
         ("train:\nnames: [cat]", "has no split 'train': it names none"),
         ("train: {a: b}\nnames: [cat]", "has no split 'train'"),
         ("train: nowhere\nnames: [cat]", "data.yaml: train: no folder or list of pictures at"),
@@ -197,6 +264,17 @@ def test_format_auto_tells_all_four_apart(yolo, tmp_path):
     places = {".": "yolo", "data.yaml": "yolo", "x.YML": "yolo", "x.json": "coco", "x.txt": "simple", "labels": "voc"}
     (path / "labels").mkdir()
     assert {place: find_format(path / place) for place in places} == places
+    (path / "args.yaml").write_text("names: x")
+    assert find_format(path) == "yolo"
+    (path / "data.yaml").rename(path / "set.yaml")
+    assert find_format(path) == "voc"  # which of two is not to be guessed
+    (path / "args.yaml").write_text("epochs: 5")
+    assert find_format(path) == "yolo"
+    (path / "args.yaml").unlink()
+    (path / "set.yaml").write_text("epochs: 5")
+    assert find_format(path) == "voc"
+    (path / "data.yaml").write_text("names: [cat")
+    assert find_format(path) == "yolo"  # whose reader says what is broken
     for name in ("Annotations", "JPEGImages"):
         (path / name).mkdir()
     assert find_format(path) == "voc"

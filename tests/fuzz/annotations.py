@@ -35,6 +35,18 @@ COCO = {
     ],
     "categories": [{"id": 1, "name": "cat"}, {"id": 3, "name": "größe, 大"}],
 }
+SIDES = {"x": 1.5, "y": 5, "width": 50, "height": 100, "rotation": 30, "rectanglelabels": ["cat", "größe, 大"]}
+RESULT = {"type": "rectanglelabels", "value": SIDES, "original_width": 60, "original_height": 40, "image_rotation": 0}
+ANNOTATIONS = [{"was_cancelled": True}, {"result": [RESULT, {"type": "choices", "value": {}}]}, {"result": []}]
+TASKS = [
+    {"id": 7, "data": {"image": "/data/local-files/?d=pictures/a.png"}, "annotations": ANNOTATIONS},
+    {"id": 8, "data": {"photo": "/data/upload/1/0a1b2c3d-b.png"}, "annotations": [{"result": []}]},
+]
+ROWS = [{"id": 7, "image": "http://host/x/a.png", "label": [SIDES | {"original_width": 60, "original_height": 40}]}]
+LINES = [
+    {"file_name": "a.png", "objects": {"bbox": [[1, 2.5, 30, 20], [0, 0, 60, 40]], "categories": ["cat", "größe, 大"]}},
+    {"file_name": "b.png", "objects": [{"bbox": [1, 2, 30, 20], "category": 7}]},
+]
 YAML = {"path": ".", "train": ["images", "list.txt"], "val": "list.txt", "nc": 2, "names": {"0": "cat", "1": "dog"}}
 WORDS = """NaN -Infinity 1e308 -1 0 0.5 7 null true " \\ud800 [ { ] } : ; - ? | > a.png b.png,,,,, bg cat ../..
 /dev/zero &#0; &lt; <!DOCTYPE <object> </object> <bndbox/> *a &a !!python/none <<: %YAML images train.txt names"""
@@ -69,6 +81,15 @@ CORPUS = {
         [f"{XML}</annotation>", f'<?xml version="1.0" encoding="latin-1"?>{XML}<object/></annotation>'],
     ),
     "coco": ("instances.json", [json.dumps(COCO), json.dumps(COCO, indent=1, ensure_ascii=False)]),
+    "csv": (
+        "boxes.csv",
+        [
+            "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,60,40,cat,1,2,30,20\nb.png,60,40,,,,,\n",
+            "ImageID;Source;LabelName;XMin;XMax;YMin;YMax;IsGroupOf\r\na;x;/m/01;0.1;0.9999999;.2;1;1\r\n",
+        ],
+    ),
+    "label-studio": ("export.json", [json.dumps(TASKS), json.dumps(ROWS, ensure_ascii=False)]),
+    "huggingface": ("metadata.jsonl", [*map(json.dumps, LINES), "\n".join(map(json.dumps, LINES))]),
     "yolo": (
         "labels/a.txt",
         ["0 0.5 0.5 0.25 0.5\n1 0.9999999 0.5 1e-3 1", "1 0.1 0.1 0.2 0.1 0.2 0.9\n\n0 0.5 0.5 1 1\r\n"],
@@ -77,7 +98,7 @@ CORPUS = {
         "data.yaml",
         [
             "path: .\ntrain: images\nnames:\n  0: cat\n  1: 'größe'\n",
-            "train: [images, list.txt]\nnames: [cat, no]",
+            "train: [images, list.txt]\nnames: [cat, no]\nkpt_shape: [3, 2]\nnc: 3\nextra: 1",
             json.dumps(YAML),
         ],
     ),

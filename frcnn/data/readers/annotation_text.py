@@ -19,19 +19,19 @@ _FIELDS = ("filepath", *COORDINATES, "class_name")
 _LINE = ",".join(_FIELDS)
 
 
-def read_annotation_text(path, class_names, errors):
+def read_annotation_text(path, class_names, split, errors):
     """Read an annotation file; see `frcnn.data.readers.read_records` for the results.
 
     Picture paths are tried from the annotation file's folder, then from the working directory.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not an annotation file; format 'voc' reads folders of Pascal VOC")
+        raise ValueError(f"{path} is a folder, not an annotation file; format 'auto' tells what a folder holds")
     lines, _ = read_lines(path, path.name, errors)
     table = _drop_header(_parse(lines, errors), errors)
     if table.empty and not errors.found:
         raise ValueError(f"{path} is empty: expected lines of {_LINE}")
-    pictures = _find_pictures(table, path.parent, errors)
+    pictures = find_pictures(table, path.parent, errors)
     return build_records(table, pictures, class_names, errors, allow_empty=False)
 
 
@@ -55,27 +55,41 @@ def write_annotations(path, records, class_names):
 
 def _parse(lines, errors):
     """Split lines into a table of strings, names stripped, with the `line` number of each row."""
-    flat, numbers = [], []  # one flat list: a million small ones would keep the garbage collector busy for seconds
-    for number, line in enumerate(lines, start=1):
-        fields = _split(line)
-        if len(fields) == len(_FIELDS):
-            flat += fields
-            numbers.append(number)
-        elif line.strip():
-            count = f"{len(fields)} field{'s'[: len(fields) > 1]}"
-            errors.add(number, "field-count", f"{count}, expected {len(_FIELDS)}: {_LINE}")
-    columns = {name: flat[start :: len(_FIELDS)] for start, name in enumerate(_FIELDS)}
+    columns, numbers = parse_columns(enumerate(lines, start=1), _FIELDS, ",", errors)
+    columns = {name: columns[index] for index, name in enumerate(_FIELDS)}
     for name in ("filepath", "class_name"):
         columns[name] = list(map(str.strip, columns[name]))
     return pd.DataFrame(columns, dtype=object).assign(line=np.array(numbers, np.int64), difficult=False)
 
 
-def _split(line):
+def parse_columns(lines, names, separator, errors):
+    """The columns of a table, lists of texts, and the numbers of its lines; those of another length are mistakes.
+
+    Args:
+        lines: pairs of a line's number and its text.
+        names: of the columns.
+        separator: between fields.
+        errors: takes the mistakes.
+    """
+    flat, numbers = [], []  # one flat list: a million small ones would keep the garbage collector busy for seconds
+    for number, line in lines:
+        fields = split_line(line, separator)
+        if len(fields) == len(names):
+            flat += fields
+            numbers.append(number)
+        elif line.strip():
+            count = f"{len(fields)} field{'s'[: len(fields) > 1]}"
+            errors.add(number, "field-count", f"{count}, expected {len(names)}: {separator.join(names)}")
+    return [flat[start :: len(names)] for start in range(len(names))], numbers
+
+
+def split_line(line, separator=","):
+    """The fields of one line, quotation marks removed."""
     if '"' not in line:
-        return line.split(",")
+        return line.split(separator)
     try:
         # Line by line, so that a quotation mark left open spoils its own line and not the rest of the file.
-        return next(csv.reader([line], skipinitialspace=True))
+        return next(csv.reader([line], skipinitialspace=True, delimiter=separator))
     except csv.Error:  # longer than any line of ours: JSON, perhaps
         return [line]
 
@@ -84,13 +98,13 @@ def _drop_header(table, errors):
     first = table.head(1)
     texts = first[list(COORDINATES)].to_numpy(object).ravel()
     if len(first) and all(map(str.strip, texts)) and pd.isna(pd.to_numeric(texts, errors="coerce")).all():
-        message = f"no coordinate is a number ({', '.join(texts)}): delete it if it is a header"
+        message = f"no coordinate is a number ({', '.join(texts)}): delete it if it is a header, or say -o csv"
         errors.add(first.line.iloc[0], "header-line", message)
         return table.iloc[1:].reset_index(drop=True)
     return table
 
 
-def _find_pictures(table, folder, errors):
+def find_pictures(table, folder, errors):
     """Find every distinct picture once; sets `table.picture`, an index into the returned list of paths."""
     name_indices, names = pd.factorize(table.filepath)
     # Names are numbered as they appear: each new one raises the running maximum.

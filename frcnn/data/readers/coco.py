@@ -4,7 +4,6 @@ Only boxes, classes and `iscrowd` are read; outlines and keypoints are not. Clas
 may have gaps. A picture without annotations is background. Boxes are (x, y, width, height) from the top left corner.
 """
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -12,45 +11,71 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from frcnn.data.readers.problems import decode, read_bytes
-from frcnn.data.readers.table import BACKGROUND, COORDINATES, build_records
+from frcnn.data.readers.problems import choose_split, decode, find_by_split, parse_json, read_bytes
+from frcnn.data.readers.table import BACKGROUND, build_records, table_of_sides
 
+FOLDER_FILE = "_annotations.coco.json"  # Roboflow's, in each of train, valid and test
+_COLUMNS = {"picture": np.int64, "class_name": object, "line": np.int64, "crowd": bool}
 _KEYS = ("images", "annotations", "categories")
 _CORNERS = ("x", "y", "x + width", "y + height")
 
 
-def read_coco(path, class_names, errors):
-    """Read a JSON file of instances; see `frcnn.data.readers.read_records` for the results.
+def read_coco(path, class_names, split, errors):
+    """Read a JSON file of instances, or Roboflow's folders; see `frcnn.data.readers.read_records` for the results.
 
     Each picture is looked for beside the file, in `images` there, in the folders that COCO and its followers use
     (`instances_val.json` or `val.json`: `../val`, `../images/val`, `../images`, `..`) and in the working directory.
     """
-    path = Path(path)
+    files = choose_split(find_by_split(path, FOLDER_FILE), split, path)
+    if not files:
+        raise ValueError(f"{path} is a folder without {FOLDER_FILE}, in it or in its train, valid or test")
+    pictures, tables, declared = {}, [], []
+    for file in files:
+        shown = file.relative_to(path) if file != Path(path) else file.name
+        table, names = _read_file(file, shown, pictures, errors)
+        tables.append(table)
+        declared += [name for name in names if name not in declared]
+    table = pd.concat(tables, ignore_index=True).assign(difficult=False)
+    class_names = tuple(declared) if class_names is None else class_names
+    return build_records(table, list(pictures), class_names, errors, _CORNERS)
+
+
+def coco_splits(path):
+    """The names of the splits of Roboflow's folders; none of a file."""
+    return tuple(filter(None, find_by_split(path, FOLDER_FILE)))
+
+
+def _read_file(path, shown, pictures, errors):
+    """The table of one file, and the classes that it declares; its pictures join the dict `pictures`."""
     content = _parse(read_bytes(path), path)
     lists = [content[key] for key in _KEYS]
     # Entries are numbered through the three lists, as the lines of a text file are.
-    first = errors.begin(path.name, sum(map(len, lists)), partial(_entry_name, lists)) + 1
+    first = errors.begin(shown, sum(map(len, lists)), partial(_entry_name, lists)) + 1
     firsts = [first, first + len(lists[0]), first + len(lists[0]) + len(lists[1])]
     declared, labels = _read_categories(lists[2], firsts[2], errors)
-    pictures, indices, lines = _read_images(lists[0], _folders(path), firsts[0], errors)
+    known = len(pictures)
+    indices, lines = _read_images(lists[0], _folders(path), firsts[0], pictures, errors)
     table = _read_annotations(lists[1], indices, labels, firsts[1], errors)
+    group = _find_group(lists[2])
+    if group in declared and not (table.class_name == group).any():
+        entry = next(line for line, entry in enumerate(lists[2], firsts[2]) if _get(entry, "name") == group)
+        errors.note([entry], "group-name", "of only the group of the others, no class", what="name")
+        declared = tuple(name for name in declared if name != group)
     # A row a picture keeps those without annotations, and the order of the pictures.
-    rows = {"class_name": BACKGROUND, "picture": range(len(pictures)), "line": lines, "crowd": False}
-    table = pd.concat([pd.DataFrame(rows), table], ignore_index=True).assign(difficult=False)
-    class_names = declared if class_names is None else class_names
-    return build_records(table, pictures, class_names, errors, _CORNERS)
+    rows = {"class_name": BACKGROUND, "picture": range(known, len(pictures)), "line": lines, "crowd": False}
+    return pd.concat([pd.DataFrame(rows), table], ignore_index=True), declared
+
+
+def _find_group(categories):
+    """The category that all others have as their supercategory, as Roboflow writes it; None where there is none."""
+    groups = {_get(entry, "name"): _get(entry, "supercategory") for entry in categories}
+    tops = [name for name, group in groups.items() if group == "none"]
+    others = {group for group in groups.values() if group != "none"}
+    return tops[0] if len(tops) == 1 and others == set(tops) else None
 
 
 def _parse(data, path):
-    text = decode(data, path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} line {error.lineno}: broken JSON ({error.msg}); cut short, perhaps") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"{path}: broken JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: JSON nested too deeply to be a file of annotations") from error
+    content = parse_json(decode(data, path), path)
     for key in _KEYS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{path} is no COCO file of instances: expected an object with a list {key!r}")
@@ -95,9 +120,9 @@ def _folders(path):
     return list(map(str, folders))
 
 
-def _read_images(entries, folders, first, errors):
-    """The pictures' paths, a dict from id to index, and the number of each one's entry."""
-    places, indices, lines = {}, {}, []
+def _read_images(entries, folders, first, places, errors):
+    """A dict from id to index, and the numbers of the entries of those that join `places`, from path to index."""
+    indices, lines = {}, []
     for line, entry in enumerate(entries, first):
         number, name = _get(entry, "id"), _get(entry, "file_name")
         if number is None or not isinstance(name, str) or not name:
@@ -120,7 +145,7 @@ def _read_images(entries, folders, first, errors):
             lines.append(line)
             errors.declared[place] = (line, entry.get("width"), entry.get("height"))
         indices[number] = places.setdefault(place, len(places))
-    return list(places), indices, lines
+    return indices, lines
 
 
 def _read_annotations(entries, pictures, names, first, errors):
@@ -135,14 +160,7 @@ def _read_annotations(entries, pictures, names, first, errors):
             continue
         sides += (x, y, width, height)
         rows += row
-    boxes = _to_float64(sides).reshape(-1, 4)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite is reported later
-        boxes[:, 2:] += boxes[:, :2]
-    table = pd.DataFrame(boxes, columns=COORDINATES)
-    columns = {"picture": np.int64, "class_name": object, "line": np.int64, "crowd": bool}
-    for start, (name, dtype) in enumerate(columns.items()):
-        table[name] = np.array(rows[start :: len(columns)], dtype)
-    return table
+    return table_of_sides(sides, rows, _COLUMNS)
 
 
 def _what_is_wrong(entry, pictures, names):
@@ -156,15 +174,10 @@ def _what_is_wrong(entry, pictures, names):
     return "unknown-class", f"category_id {category} is the id of no category"
 
 
-def _to_float64(values):
-    try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError):  # something is not a number: the slower way that marks it
-        return np.array([_number(value) for value in values], np.float64)
-
-
-def _number(value):
-    try:
-        return float(value) if isinstance(value, int | float) else np.nan
-    except OverflowError:
-        return np.inf
+def left_top_sides(boxes):
+    """x, y, width, height of (G, 4) float32 boxes, with as few digits as give back x + width and y + height exactly."""
+    corners = boxes.astype(str).astype(np.float64)  # numpy's text of a float32 is the shortest
+    low, sides = corners[:, :2], corners[:, 2:] - corners[:, :2]
+    short = np.round(sides, 6)
+    exact = (low + short).astype(np.float32) == boxes[:, 2:]
+    return np.concatenate([low, np.where(exact, short, sides)], axis=1).tolist()

@@ -2,13 +2,17 @@
 
 import bisect
 import codecs
+import json
 import os
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 from frcnn.files import read_at_most
 
 MAX_BYTES = 2**30  # of an annotation file: ten million boxes; what is made of it takes up to ten times as much memory
+SPLITS = ("train", "val", "test")
+_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _MAX_SHOWN = 20
 _MAX_KEPT = 100_000
 _MAX_LENGTH = 1000
@@ -173,6 +177,68 @@ def decode(data, path, place=None):
         count = data.count(b"\n", 0, error.start) + 1
         line = place(count) if place else f"{path} line {count}"
         raise ValueError(f"{line}: byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8 text") from error
+
+
+def parse_json(text, path=None):
+    """What a JSON text holds.
+
+    Args:
+        text: the text.
+        path: of the file, for messages; None for a text that is one line of a file.
+
+    Raises:
+        ValueError: broken, too deep, or with a number that is too long.
+    """
+    line = ""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line, message = f" line {error.lineno}", f"broken JSON ({error.msg}); cut short, perhaps"
+    except ValueError as error:  # a number of thousands of digits
+        message = f"broken JSON ({error})"
+    except RecursionError:
+        message = "JSON nested too deeply to be a file of annotations"
+    raise ValueError(f"{path}{line}: {message}" if path else message)
+
+
+def find_by_split(path, name):
+    """The annotation files of this name: a dict from None to the one that `path` is or holds or, where there is none,
+    from train, val and test to those in its folders (val's may be called valid or validation); each value a list."""
+    path = Path(path)
+    if not path.is_dir():
+        return {None: [path]}
+    if os.path.lexists(path / name):
+        return {None: [path / name]}
+    found = {
+        split: [path / folder / name for folder in folders if os.path.lexists(path / folder / name)]
+        for split, folders in _SPLIT_FOLDERS.items()
+    }
+    return {split: files for split, files in found.items() if files}
+
+
+def choose_split(found, split, path):
+    """The files of a split, from what `find_by_split` gives; None takes train where there is one, else everything.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split is None and "train" in found:
+        split = "train"
+    if split in (None, "all"):
+        return [file for files in found.values() for file in files]
+    if split not in found:
+        names = ", ".join(filter(None, found))
+        expected = f"its splits are {names}" if names else "it is not in parts; give the file of the split"
+        raise ValueError(f"{path} has no split {split!r}: {expected}")
+    return found[split]
+
+
+def match_split(name, names):
+    """`name` as a data set with the splits `names` calls it: val, valid and validation are the same."""
+    same = _SPLIT_FOLDERS["val"]
+    if name in names or name not in same:
+        return name
+    return next((each for each in names if each in same), name)
 
 
 def read_bytes(path, limit=MAX_BYTES):

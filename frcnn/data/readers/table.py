@@ -11,6 +11,7 @@ from frcnn.records import ImageRecord
 COORDINATES = ("x1", "y1", "x2", "y2")
 BACKGROUND = "bg"
 _UNKNOWN_SIZE = (np.nan, np.nan)
+_ROUNDING = 1e-5  # of a share: in files with few digits, boxes at the border reach a little outside
 
 
 def build_records(table, pictures, class_names, errors, corners=COORDINATES, origin=0, shares=False, allow_empty=True):
@@ -45,6 +46,45 @@ def build_records(table, pictures, class_names, errors, corners=COORDINATES, ori
     errors.note(lines, "clipped-box", "clipped to the picture")
     errors.finish()
     return _split_by_picture(boxes | {"corners": clipped}, pictures, sizes, errors), class_names
+
+
+def index_picture(place, line, pictures, errors):
+    """The index of a picture in `pictures`, a dict from path to index that takes each once; a second is a mistake."""
+    if place in pictures and place != os.devnull:  # which stands for names that may not be opened
+        errors.add(line, "repeated-picture", f"{place} is the picture of an entry before")
+    return pictures.setdefault(place, len(pictures))
+
+
+def table_of_sides(sides, rows, columns):
+    """A table for `build_records` of boxes (x, y, width, height).
+
+    Args:
+        sides: flat list of four values a box, whatever JSON holds: what is no number becomes NaN.
+        rows: flat list of the other values of each box.
+        columns: dict from the names of these values to their dtypes.
+    """
+    boxes = _to_float64(sides).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is reported later
+        boxes[:, 2:] += boxes[:, :2]
+    table = pd.DataFrame(boxes, columns=COORDINATES)
+    for start, (name, dtype) in enumerate(columns.items()):
+        table[name] = np.array(rows[start :: len(columns)], dtype)
+    return table
+
+
+def to_float(value):
+    """A value from JSON as a float: NaN if it is no number, inf if it is too large for one."""
+    try:
+        return float(value) if isinstance(value, int | float) else np.nan
+    except OverflowError:
+        return np.inf
+
+
+def _to_float64(values):
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):  # something is not a number: the slower way that marks it
+        return np.array([to_float(value) for value in values], np.float64)
 
 
 def _measure(table, pictures, errors):
@@ -82,10 +122,12 @@ def _select_boxes(table, sizes, corners, errors):
     boxes = {name: table[name].to_numpy()[has_box] for name in columns if name in table}
     boxes["good"] = boxes["class_name"] != ""
     texts = [column[has_box] for column in texts]
+    columns = [_to_numbers(column, np.float32 if sizes is None else np.float64) for column in texts]
     if sizes is not None:  # in float64: a share in float32 would be off by a thousandth of a pixel
         known = np.where(np.isfinite(sizes), sizes, 1).astype(np.float64)[boxes["picture"]]
-        texts = [column * known[:, (index + 1) % 2] for index, column in enumerate(texts)]
-    boxes["corners"] = np.stack([_to_float32(column) for column in texts], axis=1)
+        columns = [_snap(column) * known[:, (index + 1) % 2] for index, column in enumerate(columns)]
+    with np.errstate(over="ignore"):
+        boxes["corners"] = np.stack(columns, axis=1).astype(np.float32)
     wrong = ~np.isfinite(boxes["corners"])
     boxes["good"] &= ~wrong.any(axis=1)
     for column, row in np.argwhere(wrong.T):
@@ -97,12 +139,18 @@ def _select_boxes(table, sizes, corners, errors):
     return boxes
 
 
-def _to_float32(texts):
+def _to_numbers(texts, dtype):
     with np.errstate(over="ignore"):  # too large for float32 becomes inf, and is reported as not finite
         try:
-            return texts.astype(np.float32)
+            return texts.astype(dtype)
         except ValueError:  # something is not a number: the slower way that marks it
-            return pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float32)
+            return pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(dtype)
+
+
+def _snap(shares):
+    """Shares that rounding put a little outside 0..1, at the border."""
+    inside = np.clip(shares, 0, 1)
+    return np.where(np.abs(shares - inside) < _ROUNDING, inside, shares)
 
 
 def _label(boxes, class_names, errors):
