@@ -101,7 +101,12 @@ def load_pickle(path, kind=None) -> tuple[Config, tuple[str, ...], Path | None]:
     """
     path = Path(path)
     path = path / "config.pickle" if path.is_dir() else path
-    plain = read_pickle(path)
+    with reading(path, "a config"):
+        return _understand(read_pickle(path), path, kind)
+
+
+def _understand(plain, path, kind):
+    """What `load_pickle` returns, of what is in the pickle."""
     places = (path.parent,)
     if isinstance(plain, OldConfig):
         plain, places = translate(plain, path), (path.parent, Path())

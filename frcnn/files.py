@@ -74,16 +74,16 @@ def reading(path, what, error_type=ValueError):
         yield
     except MemoryError as error:
         raise error_type(f"{path}: reading it as {what} takes more memory than there is") from error
-    except OSError as error:
-        raise error_type(f"{path}: cannot be read as {what} ({error.strerror or _first_line(error)})") from error
     except Exception as error:
-        if type(error) is not ValueError and not isinstance(error, error_type):  # others' words: UnicodeDecodeError
-            reason = f"{path}: damaged, or not {what} ({type(error).__name__}: {_first_line(error)})"
-        elif str(error).startswith(str(path)):
-            raise
+        if type(error) in (ValueError, error_type):  # our words, or numpy's
+            if str(error).startswith(str(path)):
+                raise
+            reason = str(error)
+        elif isinstance(error, OSError) and error.strerror:
+            reason = f"cannot be read as {what} ({error.strerror})"
         else:
-            reason = f"{path}: {error}"
-        raise error_type(reason) from error
+            reason = f"damaged, or not {what} ({type(error).__name__}: {_first_line(error)})"
+        raise error_type(f"{path}: {reason}") from error
 
 
 def _first_line(error):

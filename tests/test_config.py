@@ -193,7 +193,9 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
 
 def test_missing_file_and_folder(write, tmp_path):
     assert config_error("no.yaml") == "no.yaml: cannot be read as a config (No such file or directory)"
-    assert config_error(tmp_path) == f"{tmp_path}: cannot be read as a config (a folder, a pipe or a device, not a file)"
+    assert config_error(tmp_path) == (
+        f"{tmp_path}: cannot be read as a config (a folder, a pipe or a device, not a file)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_a_run_of_the_other_kind_is_refused(tmp_path):
 
 
 def test_a_run_without_a_pickle(tmp_path):
-    with pytest.raises(ValueError, match=r"config\.pickle: cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"config\.pickle: cannot be read as a pickle \(No such file"):
         load_run_config(tmp_path)
 
 
