@@ -99,8 +99,8 @@ def load_whole_model(path, class_names, config):
     Raises:
         ValueError: Keras cannot load it, or it is no classifier of square RGB pictures or of other classes.
     """
-    require_plain(path)
     try:
+        require_plain(path)
         network = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # anything may be wrong with a config of another Keras, and Keras raises anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

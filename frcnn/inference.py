@@ -61,17 +61,18 @@ def build_run(run, kind, build, weights="best", overrides=()):
     model = build(with_overrides(config, overrides), class_names)
     if named_weights and kind == "detector":  # in any format; a classifier's are Keras's own
         return model, file
-    require_plain(file)
     try:
+        require_plain(file)
         with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips before it raises
             model.load_weights(file)
     except Exception as error:  # damaged bytes make Keras and h5py raise anything
         if backend.is_out_of_memory(error):
             raise
+        problem = f"{error}; it" if str(error).startswith(str(file)) else file
         classes = f"{len(class_names)} class{'es' * (len(class_names) > 1)}"
         raise ValueError(
-            f"{file} is damaged or does not fit the config.pickle beside it ({classes}, ResNet-{config.model.depth}): "
-            "take both files from one training run, without overrides of model.*, or train again"
+            f"{problem} is damaged or does not fit the config.pickle beside it ({classes}, "
+            f"ResNet-{config.model.depth}): take both files from one training run, without overrides of model.*, or train again"
         ) from error
     return model, None
 
