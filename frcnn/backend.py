@@ -5,16 +5,11 @@ import functools
 import os
 import re
 
-# JAX takes three quarters of a GPU's memory when it first touches it, unless told before.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import keras
 
 from frcnn.arrays import require_size
-from frcnn.machine import keep_freed_memory, processor_flags
+from frcnn.machine import processor_flags
 from frcnn.ops import winograd
-
-keep_freed_memory()  # before a backend has threads at work
 
 _WIDE, _MANY_TILES = 256, 100  # channels, tiles: from there on Winograd's products save more than they cost
 _SMALLEST = -3.0e38  # below every finite score, above -inf: what TensorFlow's NMS takes as "no candidate"

@@ -72,7 +72,8 @@ def build_run(run, kind, build, weights="best", overrides=()):
         classes = f"{len(class_names)} class{'es' * (len(class_names) > 1)}"
         raise ValueError(
             f"{problem} is damaged or does not fit the config.pickle beside it ({classes}, "
-            f"ResNet-{config.model.depth}): take both files from one training run, without overrides of model.*, or train again"
+            f"ResNet-{config.model.depth}): take both files from one training run, without overrides of model.*, "
+            "or train again"
         ) from error
     return model, None
 

@@ -62,7 +62,7 @@ def run(arguments):
 def _detect(arguments):
     from frcnn.config import load_run_config
 
-    place = find_run(arguments.run)
+    place = find_run(arguments.run, weights=arguments.weights)
     _, class_names = load_run_config(place, "detector")
     records = _read_records(arguments, class_names)
 

@@ -142,7 +142,7 @@ def test_a_wrong_argument_is_one_sentence_before_any_work(run, arguments, words)
             "detections.images.json: categories[0] ({'id': 1}) has no name",
         ),
         (lambda found: found.write_text('[{"image_id": 1}]'), "[0] needs a bbox of four numbers and a score, got None"),
-        (lambda found: found.with_suffix(".images.json").write_text("[]"), "images.json: not as `frcnn detect` writes it"),
+        (lambda found: found.with_suffix(".images.json").write_text("[]"), "images.json: not as `frcnn detect`"),
     ],
 )
 def test_damaged_detections_are_named(folder, run, change, words):
