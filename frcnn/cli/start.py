@@ -5,7 +5,7 @@ settings of the C library.
 """
 
 import contextlib
-import importlib.util
+import importlib.machinery
 import os
 import subprocess
 import sys
@@ -52,41 +52,45 @@ def command_settings():
         if "keras" in sys.modules:
             _set_keras(sys.modules["keras"], stack)
         else:
-            finder = _KerasFinder(stack, is_quiet)
+            finder = _CarefulFinder(stack, is_quiet)
             sys.meta_path.insert(0, finder)
-            stack.callback(finder.remove)
+            stack.callback(sys.meta_path.remove, finder)
         yield
 
 
-class _KerasFinder:
-    """Has Keras, which most commands import late or never, imported with care; see the documentation of importlib."""
+class _CarefulFinder:
+    """Has Keras and TensorFlow, which most commands import late or never, imported with care; see importlib's manual.
+
+    With another backend, too, Keras imports TensorFlow, in `fit`.
+    """
 
     def __init__(self, stack, is_quiet):
         self.stack, self.is_quiet = stack, is_quiet
 
-    def remove(self):
-        with contextlib.suppress(ValueError):  # it has been done
-            sys.meta_path.remove(self)
-
     def find_spec(self, name, path=None, target=None):
-        if name != "keras":
-            return None
-        self.remove()
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: self.load(execute, module)
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in ("keras", "tensorflow") else None
+        if spec is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: self.load(name, execute, module)
         return spec
 
-    def load(self, execute, module):
-        keep_freed_memory()  # before a backend has threads at work
+    def load(self, name, execute, module):
+        if name == "keras":
+            keep_freed_memory()  # before a backend has threads at work
+        is_quiet, self.is_quiet = self.is_quiet, False  # TensorFlow may be imported by Keras
         try:
-            with _quiet() if self.is_quiet else contextlib.nullcontext():
+            with _quiet() if is_quiet else contextlib.nullcontext():
                 execute(module)
+            if name == "keras" and module.config.backend() not in BACKENDS:
+                raise ValueError("another backend")
         except Exception as error:
+            if name != "keras":
+                raise
             raise ValueError(_why_keras_does_not_start(error)) from error
-        if module.config.backend() not in BACKENDS:
-            raise ValueError(_why_keras_does_not_start(None))
-        _set_keras(module, self.stack)
+        finally:
+            self.is_quiet = is_quiet
+        if name == "keras":
+            _set_keras(module, self.stack)
 
 
 def _set_keras(keras, stack):
