@@ -51,7 +51,7 @@ LIGHT = [
     path
     for path in FILES
     if re.match(
-        r"(data|arrays|eval|cli|records|config|checkpoints|stopping|files|legacy|doctor|visualize|__init__)", path.parts[1]
+        r"(data|arrays|eval|cli|records|config|checkpoints|stopping|files|legacy|doctor|visual|__init__)", path.parts[1]
     )
 ]
 
