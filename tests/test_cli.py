@@ -377,7 +377,7 @@ class TestBadInput:
             (["-p", "all.txt", "--validation", "pictures"], ["pictures is no Pascal VOC tree"]),
             (["-p", "all.txt", "--validation", "nothing.txt"], ["nothing.txt"]),
             (["-p", "all.txt", "--validation", "other.txt"], ["'new'", "model's classes"]),
-            (["-p", "all.txt", "--config", "pictures"], ["pictures", "Is a directory"]),
+            (["-p", "all.txt", "--config", "pictures"], ["pictures", "a folder, a pipe or a device"]),
             (["-p", "all.txt", "--output", "all.txt"], ["all.txt is a file: name a folder"]),
             (["-p", "all.txt", "--output", "all.txt/run"], ["all.txt/run", "Not a directory"]),
             (["-p", "all.txt", "--config_filename", "pictures"], ["pictures is a folder: name a file"]),
