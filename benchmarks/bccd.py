@@ -128,8 +128,10 @@ def frcnn_contestant(config, class_names, records):
     """Our step on a batch, which gives the loss, and our detection of paths."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import frcnn
+    from frcnn.machine import keep_freed_memory
     from frcnn.training import build_model, compile_model
 
+    keep_freed_memory()  # as the commands do
     model = build_model(config, class_names)
     compile_model(model, records)
     detector = frcnn.detection_model(model)

@@ -53,10 +53,12 @@ def measure(name, validation):
     import numpy as np
 
     from frcnn import load_config
+    from frcnn.machine import keep_freed_memory
     from frcnn.memory import estimate
     from frcnn.records import ImageRecord
     from frcnn.training import build_model, train_model
 
+    keep_freed_memory()  # as the commands do
     file, size, overrides = CASES[name]
     settings = ["model.weights=none", "train.precision=float32", "train.epochs=1", *overrides]
     config = load_config(f"config/{file}.yaml", settings)

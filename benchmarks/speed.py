@@ -210,6 +210,9 @@ def frcnn_step(task, name, picture):
 def our_model(recipe, changes, picture):
     """The training model of a recipe with some fields changed, which sees a picture at its own size."""
     import frcnn
+    from frcnn.machine import keep_freed_memory
+
+    keep_freed_memory()  # as the commands do
 
     height, width = picture.image.shape[:2]
     size = [f"data.im_size={min(height, width)}", f"data.max_size={max(height, width)}"]

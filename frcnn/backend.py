@@ -3,18 +3,13 @@
 import contextlib
 import functools
 import os
-import pickle
 import re
-
-# JAX takes three quarters of a GPU's memory when it first touches it, unless told before.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import keras
 
-from frcnn.machine import keep_freed_memory, processor_flags
+from frcnn.arrays import require_size
+from frcnn.machine import processor_flags
 from frcnn.ops import winograd
-
-keep_freed_memory()  # before a backend has threads at work
 
 _WIDE, _MANY_TILES = 256, 100  # channels, tiles: from there on Winograd's products save more than they cost
 # Widths of bfloat16 maps whose kernel gradient was found right: multiples of the one, up to the other.
@@ -501,6 +496,8 @@ def read_torch_weights(path):
         raise ValueError("needs PyTorch to be read: pip install torch, or save it as .safetensors") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        require_size(sum(4 * tensor.numel() for tensor in state.values()))  # one value may stand for any number
         return {name: tensor.float().numpy() for name, tensor in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"no state dict of tensors, or damaged: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what damaged bytes raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"no state dict of tensors, or damaged: {reason}") from error

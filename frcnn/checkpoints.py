@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frcnn.files import draft_of
+from frcnn.files import draft_of, open_regular, reading
 
 FORMAT = 1
 FLAGS = ("difficult", "crowd")
@@ -78,10 +78,13 @@ def read_checkpoint(path):
         DamagedCheckpoint: the file cannot be read, or is not what was written: cut off, or changed.
         ValueError: it has another format.
     """
-    try:
-        data = memoryview(path.read_bytes())
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
+    with reading(path, "a checkpoint", DamagedCheckpoint):
+        with open_regular(path) as file:
+            data = memoryview(file.read())
+        return _parse(path, data)
+
+
+def _parse(path, data):
     content, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if bytes(data[: len(_MAGIC)]) != _MAGIC or hashlib.sha256(content).digest() != digest:
         raise DamagedCheckpoint(f"{path} is damaged or only half written: its checksum is wrong")

@@ -11,6 +11,7 @@ from frcnn.data.threads import map_in_threads
 from frcnn.inference import build_run, in_batches
 from frcnn.models.classifier import build_classifier
 from frcnn.training import compile_model, fit_model, refuse_finished, write_run_files
+from frcnn.weight_files import require_plain
 
 
 def train_classifier(
@@ -99,6 +100,7 @@ def load_whole_model(path, class_names, config):
         ValueError: Keras cannot load it, or it is no classifier of square RGB pictures or of other classes.
     """
     try:
+        require_plain(path)
         network = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # anything may be wrong with a config of another Keras, and Keras raises anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from frcnn.files import replacing
+from frcnn.files import MOST_YAML_BYTES, printable, read_at_most, read_yaml, reading, replacing
 from frcnn.legacy import OldConfig, read_pickle, translate
 from frcnn.schema import Config
 
@@ -101,7 +101,12 @@ def load_pickle(path, kind=None) -> tuple[Config, tuple[str, ...], Path | None]:
     """
     path = Path(path)
     path = path / "config.pickle" if path.is_dir() else path
-    plain = read_pickle(path)
+    with reading(path, "a config"):
+        return _understand(read_pickle(path), path, kind)
+
+
+def _understand(plain, path, kind):
+    """What `load_pickle` returns, of what is in the pickle."""
     places = (path.parent,)
     if isinstance(plain, OldConfig):
         plain, places = translate(plain, path), (path.parent, Path())
@@ -152,29 +157,23 @@ def _to_yaml(config):
     lines = ["# The config of a run: edit a copy and train with --config. Detection reads config.pickle beside it."]
     for section, name, value, meaning in _walk(config):
         if name == next(iter(_sections()[section].model_fields)):
-            lines += ["", f"# {_sections()[section].__doc__}", f"{section}:"]
+            about = _sections()[section].__doc__  # PYTHONOPTIMIZE=2 leaves it out
+            lines += ["", *([f"# {about}"] if about else []), f"{section}:"]
         lines.append(f"  {name}: {value}  # {meaning}")
     return "\n".join(lines) + "\n"
 
 
 def _read_yaml(path):
-    try:
-        values = yaml.safe_load(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a config ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ValueError(f"{path}{_yaml_problem(error)}") from error
+    with reading(path, "a config"):
+        text = read_at_most(path, MOST_YAML_BYTES)
+        if text is None:
+            raise ValueError(f"more than {MOST_YAML_BYTES >> 20} MiB is no config")
+        values = read_yaml(text, path, yaml.SafeLoader)
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected sections ({', '.join(_sections())}), got {values!r:.80}")
     # "train:" with all its lines commented out is an empty section, not a wrong one.
     return {section: {} if fields is None else fields for section, fields in values.items()}
-
-
-def _yaml_problem(error):
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    line = f" line {mark.line + 1}" if mark else ""
-    return f"{line}: not valid YAML ({problem or str(error).splitlines()[0]})"
 
 
 def _parse_override(override):
@@ -189,10 +188,7 @@ def _parse_override(override):
         raise ValueError(f"{label}: {name} is a section; set one of its fields, as in {name}.{example}=...")
     if section not in _sections() or field not in _sections()[section].model_fields:
         raise ValueError(_unknown(name, label))
-    try:
-        return section, field, yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{label}{_yaml_problem(error)}") from error
+    return section, field, read_yaml(text, label, yaml.SafeLoader)
 
 
 def _validate(values, source, origins=None):
@@ -203,7 +199,7 @@ def _validate(values, source, origins=None):
         problems = [_explain(problem, source, origins or {}) for problem in error.errors()]
     if len(problems) > MOST_ERRORS:
         problems[MOST_ERRORS:] = [f"... and {len(problems) - MOST_ERRORS} more"]
-    raise ValueError("\n".join(problems))
+    raise ValueError("\n".join(map(printable, problems)))
 
 
 def _explain(problem, source, origins):

@@ -1,10 +1,15 @@
-"""Files that are whole or not there: what every writer of the project uses."""
+"""Files read with care, and files that are whole or not there: what every reader and writer of the project uses."""
 
 import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
+
+import yaml
+
+MOST_YAML_BYTES, _MOST_YAML_DEPTH = 2**20, 10  # YAML is slow to read
+_MOST_SHOWN = 1000  # letters of a message
 
 
 def find_files(folder, suffixes, skip=None):
@@ -52,6 +57,92 @@ def read_at_most(path, limit):
     """
     with open_regular(path) as file:
         return file.read() if os.fstat(file.fileno()).st_size <= limit else None
+
+
+@contextlib.contextmanager
+def reading(path, what, error_type=ValueError):
+    """Raise a ValueError of one sentence that begins with the file's name, whatever goes wrong in the block.
+
+    Damaged bytes make the libraries that read them raise anything, RecursionError and MemoryError among it.
+
+    Args:
+        path: the file.
+        what: what it is read as, for the sentence: "weights", "a config".
+        error_type: ValueError, or a class of it.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise error_type(f"{path}: reading it as {what} takes more memory than there is") from error
+    except Exception as error:
+        if type(error) in (ValueError, error_type):  # our words, or numpy's
+            if str(error).startswith(str(path)):
+                raise
+            reason = str(error)
+        elif isinstance(error, OSError) and error.strerror:
+            reason = f"cannot be read as {what} ({error.strerror})"
+        else:
+            reason = f"damaged, or not {what} ({type(error).__name__}: {_first_line(error)})"
+        raise error_type(f"{path}: {reason}") from error
+
+
+def _first_line(error):
+    return printable(next(iter(str(error).splitlines()), "no reason given"))
+
+
+def printable(text):
+    """Text for a terminal, cut to a sensible length; what would move its cursor, or is no character, is escaped."""
+    text = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def read_yaml(text, place, loader):
+    """Read YAML whose size cannot grow: no anchors and aliases, no deep nesting, no key twice.
+
+    Args:
+        text: str or bytes.
+        place: the file's name, or what else the text is called in messages.
+        loader: a safe loader class of PyYAML.
+
+    Returns:
+        What the loader makes of it.
+
+    Raises:
+        ValueError: it is no such YAML; with the line where there is one.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_YAML_DEPTH or isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise ValueError(f"{place}: YAML aliases (*name) and deep nesting can hide attacks and are not read")
+        _refuse_repeated_keys(yaml.compose(text, loader), place)
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or _first_line(error)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{place}{line}: not valid YAML ({printable(problem)})") from error
+    except Exception as error:
+        if str(error).startswith(str(place)):
+            raise
+        raise ValueError(f"{place}: not valid YAML ({_first_line(error)})") from error  # an impossible date
+
+
+def _refuse_repeated_keys(node, place):
+    """PyYAML would take the last of them without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, place)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and (first := seen.setdefault(key.value, line)) != line:
+            raise ValueError(f"{place} line {line}: {printable(key.value)} stands here again, first in line {first}")
+        _refuse_repeated_keys(value, place)
 
 
 def _open_at_once(path, flags):

@@ -16,6 +16,7 @@ from frcnn.data.images import read_image, resize_image, resized_size
 from frcnn.data.threads import map_in_threads
 from frcnn.models.detector import build_detector, detection_model
 from frcnn.records import Detections
+from frcnn.weight_files import require_plain
 from frcnn.weights import describe, load_weights, named_variables, require_finite
 
 
@@ -62,13 +63,18 @@ def build_run(run, kind, build, weights="best", overrides=()):
     if named_weights and kind == "detector":  # in any format; a classifier's are Keras's own
         return model, file
     try:
+        require_plain(file)
         with warnings.catch_warnings(action="ignore"):  # Keras warns of what it skips before it raises
             model.load_weights(file)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # damaged bytes make Keras and h5py raise anything
+        if backend.is_out_of_memory(error):
+            raise
+        problem = f"{error}; it" if str(error).startswith(str(file)) else file
         classes = f"{len(class_names)} class{'es' * (len(class_names) > 1)}"
         raise ValueError(
-            f"{file} is damaged or does not fit the config.pickle beside it ({classes}, ResNet-{config.model.depth}): "
-            "take both files from one training run, without overrides of model.*, or train again"
+            f"{problem} is damaged or does not fit the config.pickle beside it ({classes}, "
+            f"ResNet-{config.model.depth}): take both files from one training run, without overrides of model.*, "
+            "or train again"
         ) from error
     variables = named_variables(model).items()
     require_finite({name: keras.ops.convert_to_numpy(variable) for name, variable in variables}, file)

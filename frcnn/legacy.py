@@ -6,6 +6,8 @@ values are carried out by hand: nothing below could import or call anything, wha
 
 import pickletools
 
+from frcnn.files import read_at_most, reading
+
 MOST_BYTES = 1 << 18  # of a pickle, and of the text it repeats; a config of 100 classes has 4,000
 _MOST_NESTED = 8
 _LITERALS = {
@@ -45,21 +47,19 @@ def read_pickle(path):
     Raises:
         ValueError: the file cannot be read, is damaged, or holds anything else.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise Refused(f"more than {MOST_BYTES} bytes")
-        value = _interpret(data)
-        if not _is_plain(dict(value) if isinstance(value, OldConfig) else value, _MOST_NESTED):
-            raise Refused("objects, or lists in lists in lists")
-        return value
-    except Refused as error:
-        raise ValueError(f"{path} holds more than plain values ({error}): refused") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # what damaged bytes raise
-        raise ValueError(f"{path}: damaged, or not a pickle ({error})") from error
+    with reading(path, "a pickle"):
+        try:
+            data = read_at_most(path, MOST_BYTES)
+            if data is None:
+                raise Refused(f"more than {MOST_BYTES} bytes")
+            value = _interpret(data)
+            if not _is_plain(dict(value) if isinstance(value, OldConfig) else value, _MOST_NESTED):
+                raise Refused("objects, or lists in lists in lists")
+            return value
+        except Refused as error:
+            raise ValueError(f"{path} holds more than plain values ({error}): refused") from None
+        except ValueError as error:
+            raise ValueError(f"damaged, or not a pickle ({error})") from error
 
 
 def _interpret(data):

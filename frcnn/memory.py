@@ -163,8 +163,8 @@ def _fields(model):
 
 
 def describe(count):
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB"
+    """Bytes for people; None is unknown."""
+    return "unknown" if count is None else f"{count / 1e9:.1f} GB"
 
 
 def free_memory(root="/"):
@@ -178,7 +178,7 @@ def free_memory(root="/"):
     try:
         free = _kilobytes(root, "proc/meminfo", "MemAvailable") + _kilobytes(root, "proc/self/status", "VmRSS")
         return min([free, *_group_limits(root), *_address_space(root)])
-    except OSError:  # not Linux
+    except (OSError, StopIteration):  # not Linux, or not all of it
         return None
 
 
@@ -214,5 +214,7 @@ def _group_limits(root):
 
 
 def total():
-    """Bytes of memory that the machine has."""
+    """Bytes of memory that the machine has; None where nothing tells."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

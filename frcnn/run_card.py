@@ -90,8 +90,9 @@ class RunCard(keras.callbacks.Callback):
         """Take over what the card of the parts before says, if this run goes on where another stopped."""
         try:
             before = json.loads((self.output / "card.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # there is none yet, or it is damaged
+        except (OSError, ValueError, RecursionError):  # there is none yet, or it is damaged
             before = {}
+        before = before if isinstance(before, dict) else {}
         self._parts = [*before.get("parts", []), {"started": _now(), "seconds": 0}]
         self._warnings = before.get("warnings", [])
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import threading
 
 GRACE = 9.0  # seconds; whoever stops programs politely kills them after ten
@@ -53,9 +54,9 @@ def stopping(say, hint):
         hint: what to tell when the process was ended on the spot.
     """
     stop = Stop()
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    reader, writer = socket.socketpair()  # not a pipe, for which Windows cannot wait
+    writer.setblocking(False)
+    old_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     old = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     watch = threading.Thread(target=_watch, args=(reader, say, hint), name="frcnn-signals", daemon=True)
     watch.start()
@@ -65,18 +66,18 @@ def stopping(say, hint):
         for number, handler in old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(old_writer)
-        os.close(writer)
+        writer.close()
         watch.join()
-        os.close(reader)
+        reader.close()
 
 
 def _watch(reader, say, hint):
-    first = os.read(reader, 1)
+    first = reader.recv(1)
     if not first:  # the writing end was closed: nothing happened
         return
     say("stopping; once more stops at once")
     came, *_ = select.select([reader], [], [], GRACE)
-    if came and not os.read(reader, 1):
+    if came and not reader.recv(1):
         return
     say(f"stopped {'at once' if came else f'after {GRACE:.0f} s, within the step'}; {hint}")
     os._exit(128 + first[0])

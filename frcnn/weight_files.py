@@ -6,6 +6,7 @@ Each source has one table here, from its names to `layer/variable` as in `res2a_
 import io
 import json
 import math
+import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ import h5py
 import numpy as np
 
 from frcnn import backend
+from frcnn.arrays import open_hdf5, read_npz, require_size
 from frcnn.config import load_pickle
+from frcnn.files import open_regular, reading
 from frcnn.models.detector import conventions_name
 from frcnn.models.resnet import BLOCKS, BOTTLENECK_DEPTH, block_letter
 from frcnn.published import COCO_NAMES, is_file_of
@@ -78,17 +81,27 @@ def describe(source) -> Description:
         ValueError: it cannot be read, or its names are of none of the known kinds.
     """
     path = Path(source) if isinstance(source, str | Path) else None
-    try:
+    with reading(path or "mapping", "weights"):
         if path is None:
             return _recognise(source, None)
         path = path / "best.weights.h5" if path.is_dir() else path
-        return _recognise(_read_file(path), path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as weights ({error.strerror or error})") from error
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: damaged or cut off ({error})") from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what damaged bytes raise
-        raise ValueError(f"{path or 'mapping'}: {error}") from error
+        with reading(path, "weights"):  # of a folder the file is named
+            return _recognise(_read_file(path), path)
+
+
+def require_plain(path):
+    """Raise a ValueError unless a file of Keras's, .h5 or .keras, holds all its arrays itself, and not too much."""
+    with reading(path, "weights"), open_regular(path) as file:
+        if file.read(4).startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                require_size(sum(entry.file_size for entry in archive.infolist()))
+                names = [name for name in archive.namelist() if name.endswith(".h5")]
+                for name in names:
+                    with open_hdf5(io.BytesIO(archive.read(name))):
+                        pass
+            return
+    with reading(path, "weights"), open_hdf5(path):
+        pass
 
 
 def listed(names):
@@ -213,6 +226,8 @@ def _recognise(arrays, path):
     own_names = {name: _our_name(name, kind) for name in arrays if not name.endswith("num_batches_tracked")}
     for name in filter(own_names.get, own_names):
         array = np.asarray(arrays[name])
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} holds no numbers, but {array.dtype}")
         is_torch = kind == "torchvision" and array.ndim in (2, 4)
         tensors[own_names[name]] = array.transpose(*range(2, array.ndim), 1, 0) if is_torch else array
     if kind == "torchvision" and "backbone.body.conv1.weight" in arrays:
@@ -308,20 +323,21 @@ _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
 
 
 def _read_file(path):
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        require_size(os.fstat(file.fileno()).st_size)
         start = file.read(9)
+        if start[8:] == b"{":
+            return _read_safetensors(start + file.read())
     if start.startswith(b"\x89HDF"):
         return _read_hdf5(path)
-    if start[8:] == b"{":
-        return _read_safetensors(path.read_bytes())
     if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
+            require_size(sum(entry.file_size for entry in archive.infolist()))
             names = archive.namelist()
             if "model.weights.h5" in names:
                 return _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
         if all(name.endswith(".npy") for name in names):
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+            return read_npz(path)
     if start.startswith((b"PK", b"\x80")):  # a pickle, alone before PyTorch 1.6
         return backend.read_torch_weights(path)
     raise ValueError("not a file of weights: HDF5, .keras, .npz, .safetensors and .pth are")
@@ -331,10 +347,13 @@ def _read_safetensors(data):
     """8 bytes of length, a JSON header of that length, raw arrays: the format's own documentation."""
     start, arrays = 8 + int.from_bytes(data[:8], "little"), {}
     for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            values = np.frombuffer(data[start + first : start + last], _SAFETENSORS[entry["dtype"]])
-            arrays[name] = values.reshape(entry["shape"])
+        if name == "__metadata__":
+            continue
+        (first, last), shape, dtype = entry["data_offsets"], entry["shape"], np.dtype(_SAFETENSORS[entry["dtype"]])
+        count = math.prod(shape)
+        if min([first, *shape]) < 0 or start + last > len(data) or last - first != count * dtype.itemsize:
+            raise ValueError(f"{name} declares {shape} of {entry['dtype']}, which is not what the file holds")
+        arrays[name] = np.frombuffer(data, dtype, count, start + first).reshape(shape)
     return arrays
 
 
@@ -349,7 +368,7 @@ def _read_hdf5(file):
             names = _NUMBERED.get((values[0].ndim > 1, len(values)), ()) if values else ()
             arrays.update({f"{item.attrs.get('name')}/{name}": value for name, value in zip(names, values)})
 
-    with h5py.File(file) as root:
+    with open_hdf5(file) as root:
         root = root.get("model_weights", root)
         is_legacy = "layer_names" in root.attrs
         root.visititems(visit)

@@ -1,8 +1,6 @@
 import builtins
 import functools
 import io
-import os
-import runpy
 import sys
 from types import SimpleNamespace
 
@@ -328,17 +326,6 @@ def test_only_the_start_touches_the_memory_of_tensorflows_gpus(on):
     assert grown == []
     backend.start_device()
     assert grown == [("one", True), ("two", True)]
-
-
-@pytest.mark.parametrize(("chosen", "kept"), [(None, "false"), ("true", "true")])
-def test_jax_is_told_to_let_memory_grow_before_keras_imports_it(monkeypatch, chosen, kept):
-    monkeypatch.setitem(sys.modules, "keras", None)  # so that importing it fails
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", chosen or "")
-    if chosen is None:
-        monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
-    with pytest.raises(ImportError, match="keras"):
-        runpy.run_path(backend.__file__)
-    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == kept
 
 
 # ------------------------------------------------------------------------------------ shapes that leave fast paths

@@ -83,8 +83,14 @@ def test_a_classifier_is_no_detector(run):
 def test_damaged_weights(run, tmp_path):
     for name in ("config.pickle", "best.weights.h5"):
         (tmp_path / name).write_bytes((run[0] / name).read_bytes()[: None if name == "config.pickle" else 5000])
-    with pytest.raises(ValueError, match=r"best.weights.h5 is damaged or does not fit the config.pickle beside it"):
+    with pytest.raises(ValueError, match=r"truncated file.*; it is damaged or does not fit the config.pickle"):
         load_classifier(tmp_path)
+    with h5py.File(tmp_path / "best.weights.h5", "w") as file:
+        file["layers"] = h5py.ExternalLink(run[0] / "best.weights.h5", "layers")
+    with pytest.raises(ValueError, match=r"best.weights.h5: layers lies in another file"):
+        load_classifier(tmp_path)
+    with pytest.raises(ValueError, match=r"best.weights.h5: Keras .* cannot load .*: layers lies in another file"):
+        load_whole_model(tmp_path / "best.weights.h5", None, load_config())
 
 
 def test_a_run_is_not_written_over(run):

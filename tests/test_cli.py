@@ -170,7 +170,7 @@ def test_mistakes_that_need_no_run(command, tmp_path):
     assert_one_sentence(command("train", "-p", "x.txt", "--config", "no.yaml"), "no.yaml")
     assert_one_sentence(command("train", "-p", "x.txt", "train.epochs=0"), "greater than or equal to 1")
     assert_one_sentence(command("train", "-p", "x.txt", "epochs"), "expected section.field=value")
-    assert_one_sentence(command("detect", "-p", "pictures"), "train a detector first")
+    assert_one_sentence(command("detect", "-p", "pictures"), "runs/ holds none of a detector: train one first")
 
 
 @pytest.fixture
@@ -392,7 +392,7 @@ class TestBadInput:
             (["-p", "all.txt", "--validation", "pictures"], ["pictures is no Pascal VOC tree"]),
             (["-p", "all.txt", "--validation", "nothing.txt"], ["nothing.txt"]),
             (["-p", "all.txt", "--validation", "other.txt"], ["'new'", "model's classes"]),
-            (["-p", "all.txt", "--config", "pictures"], ["pictures", "Is a directory"]),
+            (["-p", "all.txt", "--config", "pictures"], ["pictures", "a folder, a pipe or a device"]),
             (["-p", "all.txt", "--output", "all.txt"], ["all.txt is a file: name a folder"]),
             (["-p", "all.txt", "--output", "all.txt/run"], ["all.txt/run", "Not a directory"]),
             (["-p", "all.txt", "--config_filename", "pictures"], ["pictures is a folder: name a file"]),
@@ -478,17 +478,29 @@ def test_inspect_prints_every_field_with_its_value(command):
     assert lines["train.epochs"] == "77" and lines["data.im_size"] == "600"
 
 
-def test_the_newest_run_is_found_by_its_pickle(tmp_path, monkeypatch):
-    import os
-
+def test_the_newest_finished_run_of_its_kind_is_taken_and_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for age, name in ((100, "b"), (50, "a"), (10, "unfinished")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        file = tmp_path / "runs" / name / ("config.pickle" if len(name) == 1 else "config.yaml")
-        file.touch()
-        os.utime(file, (1e9 - age, 1e9 - age))
-    assert find_run(None) == Path("runs/a")
+    runs = {"old": "best last", "detector": "best", "classifier": "best last", "unfinished": "", "damaged": "best"}
+    for age, (name, weights) in enumerate(runs.items()):
+        folder = tmp_path / "runs" / name
+        save_config(load_config(), folder, CLASS_NAMES, "classifier" if name == "classifier" else "detector")
+        for which in weights.split():
+            (folder / f"{which}.weights.h5").touch()
+        if name == "damaged":
+            (folder / "config.pickle").write_bytes(b"")
+        os.utime(folder / "config.pickle", (1e9 + age, 1e9 + age))
+    assert find_run(None) == Path("runs/detector")
+    assert capsys.readouterr().out == "no --run was named: runs/detector, the newest of a detector in runs/, is taken\n"
+    assert find_run(None, weights="last") == Path("runs/old")
+    assert find_run(None, "classifier") == Path("runs/classifier")
     assert find_run("elsewhere") == Path("elsewhere")
+
+
+def test_only_fields_of_the_config_are_overrides(command, pictures):
+    """A folder may be called my.run=1."""
+    arguments = ["convert-data", "all.txt", "my.run=1", "--to", "yolo"]
+    assert command(*arguments)[0] == 0 and Path("my.run=1/data.yaml").exists()
+    assert_one_sentence(command("train", "-p", "x.txt", "trian.epochs=1"), "did you mean train.epochs?")
 
 
 PROGRAM = """

@@ -1,5 +1,6 @@
 """frcnn.config: the tree, reading and overriding, errors that name the field. Pickles: see also test_legacy.py."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -163,9 +164,38 @@ def test_broken_yaml_names_the_line(write, content, start):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train: &a {epochs: 5}\nrpn: *a", "x.yaml: YAML aliases (*name) and deep nesting can hide attacks and are"),
+        ("train: " + "[" * 5000, "x.yaml: YAML aliases (*name) and deep nesting can hide attacks and are not read"),
+        ("train: {epochs: 5}\nrpn: {}\ntrain: {seed: 1}", "x.yaml line 3: train stands here again, first in line 1"),
+        ("train:\n  epochs: 5\n  epochs: 6", "x.yaml line 3: epochs stands here again, first in line 2"),
+        ("#" * 2**20 + "x", "x.yaml: more than 1 MiB is no config"),
+        ("train: {seed: " + "9" * 5000 + "}", "x.yaml: not valid YAML (Exceeds the limit (4300 digits)"),
+        ('"\\e[2J": {}', "x.yaml: unknown field \\x1b[2J; known here: data"),
+    ],
+)
+def test_hostile_yaml_is_one_sentence(write, content, message):
+    assert config_error(write(content)).startswith(message)
+
+
+def test_an_override_is_read_as_carefully():
+    assert "deep nesting" in config_error(None, ["model.anchor_sizes=" + "[" * 5000])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_what_is_no_file_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for place in (tmp_path / "pipe.yaml", "/dev/zero"):
+        assert config_error(place) == f"{place}: cannot be read as a config (a folder, a pipe or a device, not a file)"
+
+
 def test_missing_file_and_folder(write, tmp_path):
     assert config_error("no.yaml") == "no.yaml: cannot be read as a config (No such file or directory)"
-    assert config_error(tmp_path) == f"{tmp_path}: cannot be read as a config (Is a directory)"
+    assert config_error(tmp_path) == (
+        f"{tmp_path}: cannot be read as a config (a folder, a pipe or a device, not a file)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -284,7 +314,7 @@ def test_a_run_of_the_other_kind_is_refused(tmp_path):
 
 
 def test_a_run_without_a_pickle(tmp_path):
-    with pytest.raises(ValueError, match=r"config\.pickle: cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"config\.pickle: cannot be read as a pickle \(No such file"):
         load_run_config(tmp_path)
 
 

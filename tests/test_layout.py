@@ -41,7 +41,9 @@ FORBIDDEN = {
     "frcnn.config": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),
     "frcnn.legacy": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS, "frcnn.config", "pickle", "importlib"),
     "frcnn.models": (*COMMANDS, *FILES_SIDE, *RUNS),
+    "frcnn.arrays": (*KERAS_SIDE, *FILES_SIDE, *COMMANDS),
     "frcnn.cli": (),
+    "frcnn.__main__": (),
     "frcnn": COMMANDS,
 }
 OPS_MAY_IMPORT = {"keras", "numpy", "frcnn.backend", "frcnn.ops"} | sys.stdlib_module_names - {"argparse"}
@@ -49,7 +51,7 @@ LIGHT = [
     path
     for path in FILES
     if re.match(
-        r"(data|eval|cli|records|config|checkpoints|stopping|files|legacy|doctor|visualize|__init__)", path.parts[1]
+        r"(data|arrays|eval|cli|records|config|checkpoints|stopping|files|legacy|doctor|visual|__init__)", path.parts[1]
     )
 ]
 

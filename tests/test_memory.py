@@ -315,3 +315,9 @@ def test_a_training_that_may_not_have_the_memory_ends_in_a_sentence(tmp_path):
     assert "train.batch_size (4)" in result.stderr and "Traceback" not in result.stderr
     assert "memory: about " in result.stdout
     assert '"state": "stopped: memory ran out' in (tmp_path / "run" / "card.json").read_text()
+
+
+def test_without_posix_the_machines_memory_is_unknown(monkeypatch):
+    assert memory.total() > 10**8
+    monkeypatch.delattr(os, "sysconf")
+    assert memory.describe(memory.total()) == "unknown"

@@ -89,3 +89,40 @@ def test_a_signal_that_ends_the_block_leaves_the_handlers_as_they_were():
     with pytest.raises(Interrupted, match="terminated"), stopping.stopping(lambda sentence: None, ""):
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+WINDOWS = """
+import os, select, signal, socket, sys, warnings
+for module in ("fcntl", "resource", "termios", "pwd"):
+    sys.modules[module] = None  # importing it fails
+for name in ("set_blocking", "sysconf", "sched_getaffinity", "O_NONBLOCK", "fork", "getuid"):
+    delattr(os, name)
+del signal.SIGKILL, signal.SIGHUP
+wait = select.select
+def only_sockets(readers, *others):
+    assert all(isinstance(reader, socket.socket) for reader in readers), "Windows waits for sockets only"
+    return wait(readers, *others)
+select.select = only_sockets
+from frcnn import checkpoints, files, machine, stopping
+assert machine.processor_cores() and machine.processor_name()
+assert files.read_at_most(sys.argv[1], 10)
+with warnings.catch_warnings(record=True) as noted, checkpoints.lock_run(sys.argv[2]):
+    warnings.simplefilter("always")
+said = []
+try:
+    with stopping.stopping(said.append, "") as stop:
+        stop.awaited = True
+        signal.raise_signal(signal.SIGTERM)
+        while not said:
+            pass
+        stop.check()
+except stopping.Interrupted as error:
+    print(error.status, said)
+"""
+
+
+def test_where_windows_lacks_what_posix_has_all_of_it_works(tmp_path):
+    (tmp_path / "file").write_text("x")
+    command = [sys.executable, "-c", WINDOWS, tmp_path / "file", tmp_path / "run"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout.strip() == "143 ['stopping; once more stops at once']", result.stderr

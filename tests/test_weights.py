@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import pickle
 import re
 import shutil
@@ -586,6 +587,21 @@ def write_truncated(path, write, share=0.5):
     path.rename(path.with_name("x"))
 
 
+def write_external_link(path):
+    with h5py.File(path, "w") as file:
+        file["vars"] = h5py.ExternalLink("/etc/secret.h5", "/")
+
+
+def write_npz(path, arrays):
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def write_safetensors_header(path, offsets, shape):
+    text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+
+
 ARRAYS = {"a": np.zeros((20, 20), np.float32), "b": np.zeros(900, np.float32)}
 FILES = {
     "missing": (lambda path: None, "No such file"),
@@ -598,10 +614,15 @@ FILES = {
     "truncated npz": (lambda path: write_truncated(path, lambda p: np.savez(p, **ARRAYS)), "not a zip file"),
     "truncated safetensors": (
         lambda path: write_truncated(path, lambda p: write_safetensors(p, ARRAYS)),
-        "cannot reshape|buffer",
+        "[ab] declares .* which is not what the file holds",
     ),
     "header only": (lambda path: path.write_bytes(b"\xff\xff\0\0\0\0\0\0{"), "Expecting|property name"),
-    "objects": (write_objects, "allow_pickle=False"),
+    "objects": (write_objects, "holds objects instead of numbers"),
+    "another file": (lambda path: write_external_link(path), "lies in another file"),
+    "text for numbers": (lambda path: write_npz(path, {"res2a_branch2a/gamma": np.array(["one"])}), "holds no numbers"),
+    "overlap": (lambda path: write_safetensors_header(path, [0, 4], [10**15]), "a declares"),
+    "before the data": (lambda path: write_safetensors_header(path, [-4, 0], [1]), "a declares"),
+    "a pipe": (os.mkfifo, "a pipe or a device"),
     "folder": (lambda path: path.mkdir(), "best.weights.h5: cannot be read as weights .No such file"),
 }
 

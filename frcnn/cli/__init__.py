@@ -1,11 +1,14 @@
 """The command line: the only place that parses arguments, prints and exits."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
 import sys
-import warnings
+
+from frcnn.cli.start import command_settings
+from frcnn.files import printable
 
 COMMANDS = {
     "doctor": "look over annotated pictures before training",
@@ -29,9 +32,11 @@ def main(argv=None):
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
         explained in a sentence; 130 interrupted; 143 terminated; 141 nobody reads what it prints any more.
     """
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: no file and line of ours
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged pictures, without their names
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or a machine without GPU is told of an error at every start
+    with command_settings():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv):
     parser = argparse.ArgumentParser(
         "frcnn", description="Faster R-CNN for Keras 3.", epilog="example: frcnn train -p annotations.txt"
     )
@@ -47,9 +52,8 @@ def main(argv=None):
         )
         module.add_arguments(command)
         command.set_defaults(execute=module.run)  # not "run": detect and evaluate have an argument of that name
-    argv = sys.argv[1:] if argv is None else argv
     # People write overrides anywhere; argparse takes positional arguments from one place, and lists swallow them.
-    overrides = [token for token in argv if re.match(r"\w+\.\w+\s*=", token)]
+    overrides = [token for token in argv if _is_override(token)]
     arguments, rest = parser.parse_known_args([token for token in argv if token not in overrides])
     rest, known = overrides + rest, getattr(arguments, "overrides", None)  # not every command has a config
     if rest and (known is None or not all("=" in token and not token.startswith("-") for token in rest)):
@@ -63,11 +67,23 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("FRCNN_TRACEBACK"):
             raise
-        print(f"frcnn {arguments.command}: {_sentence(error)}", file=sys.stderr)
+        lines = map(printable, _sentence(error).splitlines())
+        print(f"frcnn {arguments.command}: {chr(10).join(lines)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"frcnn {arguments.command}: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "status", 130)
+
+
+def _is_override(token):
+    """Whether an argument is `section.field=value`; other words with a dot may be values, as a file is."""
+    section = re.match(r"(\w+)\.\w+\s*=", token)
+    if not section:
+        return False
+
+    from frcnn.schema import Config
+
+    return section[1] in Config.model_fields
 
 
 def _sentence(error):
@@ -148,17 +164,28 @@ def add_run_arguments(parser):
     keras_frcnn.add_argument("--network", metavar="NAME", help="the config says which network it is")
 
 
-def find_run(path):
-    """The run folder or config.pickle asked for, or the newest run folder in runs/.
+def find_run(path, kind="detector", weights="best"):
+    """The run folder or config.pickle asked for, or the newest finished run in runs/, which is then said.
+
+    Args:
+        path: what was asked for, or None.
+        kind: "detector" or "classifier".
+        weights: which of a run's weights must be there.
 
     Raises:
         ValueError: none was named and none is there.
     """
     from pathlib import Path
 
+    from frcnn.config import load_run_config
+
     if path:
         return Path(path)
-    runs = sorted(Path("runs").glob("*/config.pickle"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise ValueError("no --run was named and runs/ holds none: train a detector first, or name its folder")
-    return runs[-1].parent
+    found = Path("runs").glob("*/config.pickle")
+    finished = [file for file in found if file.with_name(f"{weights}.weights.h5").exists()]
+    for file in sorted(finished, key=lambda file: file.stat().st_mtime, reverse=True):
+        with contextlib.suppress(ValueError):  # a run of the other kind, or damaged
+            load_run_config(file, kind)
+            print(f"no --run was named: {file.parent}, the newest of a {kind} in runs/, is taken", flush=True)
+            return file.parent
+    raise ValueError(f"no --run was named and runs/ holds none of a {kind}: train one first, or name its folder")

@@ -32,8 +32,8 @@ AUGMENTATIONS = (*FLIPS, "scale_jitter", "colour_jitter", "random_crop", "blur",
 def add_arguments(parser):
     """The arguments of `frcnn classify` and its three actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    for name, function in ACTIONS.items():
-        summary, style = function.__doc__.splitlines()[0], argparse.RawDescriptionHelpFormatter
+    for name, (_, summary) in ACTIONS.items():
+        style = argparse.RawDescriptionHelpFormatter
         action = actions.add_parser(
             name, help=summary, description=summary, epilog=f"example: {EXAMPLES[name]}", formatter_class=style
         )
@@ -73,14 +73,14 @@ def _add_model_arguments(add, action):
 
 def run(arguments):
     """Do what the action says."""
-    return ACTIONS[arguments.action](arguments)
+    return ACTIONS[arguments.action][0](arguments)
 
 
 # ------------------------------------------------------------------------------------------------------- train
 
 
 def train(arguments):
-    """train a classifier and write its run folder"""
+    """Train a classifier and write its run folder."""
     from frcnn.config import load_config
 
     saved = None
@@ -171,7 +171,7 @@ def _settle(config, example):
 
 
 def evaluate(arguments):
-    """score a classifier: accuracy, top-k, a table of the classes, the confusion matrix"""
+    """Score a classifier; print the table, write everything."""
     import numpy as np
 
     from frcnn.evaluation import evaluate_classification
@@ -200,7 +200,7 @@ def evaluate(arguments):
 
 
 def predict(arguments):
-    """print the probabilities of one picture; write those of many, and a contact sheet"""
+    """Print the probabilities of one picture; write those of many, and a contact sheet."""
     from frcnn.data.images import SUFFIXES, write_image
     from frcnn.files import find_files
     from frcnn.records import LabelledImage
@@ -272,7 +272,8 @@ def _timed(classifier, records):
 def _run_names(arguments):
     from frcnn.config import load_run_config
 
-    return load_run_config(find_run(arguments.run), "classifier")[1]
+    arguments.run = find_run(arguments.run, "classifier", arguments.weights)
+    return load_run_config(arguments.run, "classifier")[1]
 
 
 def _labelled(arguments, class_names):
@@ -302,10 +303,14 @@ def _load(arguments, class_names):
         print(f"{backend.start_device()}; model {arguments.model}", flush=True)
         config = load_config(None, [f"train.batch_size={BATCH_SIZE}", *arguments.overrides])
         return load_whole_model(arguments.model, class_names, config), Path(arguments.model).parent
-    place = find_run(arguments.run)
+    place = find_run(arguments.run, "classifier", arguments.weights)
     print(f"{backend.start_device()}; classifier {place}", flush=True)
     classifier = load_classifier(place, weights=arguments.weights, overrides=arguments.overrides)
     return classifier, place if place.is_dir() else place.parent
 
 
-ACTIONS = {"train": train, "evaluate": evaluate, "predict": predict}
+ACTIONS = {  # name: (function, what it does)
+    "train": (train, "train a classifier and write its run folder"),
+    "evaluate": (evaluate, "score a classifier: accuracy, top-k, a table of the classes, the confusion matrix"),
+    "predict": (predict, "print the probabilities of one picture; write those of many, and a contact sheet"),
+}

@@ -47,7 +47,7 @@ def run(arguments):
     output = Path(arguments.output)
     names = find_pictures(arguments.path, output)
     _require_room(output)
-    detector = _load(arguments, find_run(arguments.run))
+    detector = _load(arguments, find_run(arguments.run, weights=arguments.weights))
     settings = _settings(arguments, detector)
 
     from frcnn import folders

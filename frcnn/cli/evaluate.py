@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument, add_run_arguments, find_run
-from frcnn.files import replacing
+from frcnn.files import read_at_most, reading, replacing
 
 EXAMPLE = "frcnn evaluate -p test.txt --run runs/demo --metric coco"
+MOST_BYTES, LARGEST = 1 << 30, 1e9  # of a detections.json; numbers in it, pixels
 SPLITS = ("test", "val", "trainval", "train")
 
 
@@ -61,7 +62,7 @@ def run(arguments):
 def _detect(arguments):
     from frcnn.config import load_run_config
 
-    place = find_run(arguments.run)
+    place = find_run(arguments.run, weights=arguments.weights)
     _, class_names = load_run_config(place, "detector")
     records = _read_records(arguments, class_names)
 
@@ -101,24 +102,60 @@ def _load_detections(path):
 
     from frcnn.records import Detections
 
-    files = (path.with_suffix(".images.json"), path)
-    try:
-        listing, results = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-        class_names = tuple(category["name"] for category in listing["categories"])
-        labels = {category["id"]: label for label, category in enumerate(listing["categories"])}
-        rows = {image["file_name"]: [] for image in listing["images"]}
-        for entry in results:
-            x, y, width, height = entry["bbox"]
-            box = (x, y, x + width, y + height)
-            rows[entry["file_name"]].append((entry["score"], labels[entry["category_id"]], *box))
-        tables = {name: np.array(rows[name], np.float64).reshape(-1, 6) for name in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: it and {files[0].name} must be as `frcnn detect` writes them ({type(error).__name__}: {error})"
-        ) from error
+    listing_path = path.with_suffix(".images.json")
+    listing, results = _read_json(listing_path, dict), _read_json(path, list)
+    class_names = tuple(_texts(listing, "categories", "name", listing_path))
+    labels = {category.get("id"): label for label, category in enumerate(listing["categories"])}
+    rows = {name: [] for name in _texts(listing, "images", "file_name", listing_path)}
+    with reading(path, "detections"):
+        for index, entry in enumerate(results):
+            row = _row(entry, index, labels, rows)
+            rows[entry["file_name"]].append(row)
+    tables = {name: np.array(rows[name], np.float64).reshape(-1, 6) for name in rows}
     return class_names, {
         name: Detections(table[:, 2:], table[:, 0], table[:, 1], class_names) for name, table in tables.items()
     }
+
+
+def _read_json(path, kind):
+    with reading(path, "detections as `frcnn detect` writes them"):
+        data = read_at_most(path, MOST_BYTES)
+        if data is None:
+            raise ValueError(f"more than {MOST_BYTES >> 30} GiB is not read")
+        content = json.loads(data)
+        if not isinstance(content, kind):
+            raise ValueError(f"not as `frcnn detect` writes it: expected a {kind.__name__}, got {content!r:.40}")
+        return content
+
+
+def _texts(listing, key, field, path):
+    """The names in a list of detections.images.json."""
+    entries = listing.get(key)
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: not as `frcnn detect` writes it: expected a list {key!r}")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
+            raise ValueError(f"{path}: {key}[{index}] ({entry!r:.80}) has no {field}")
+        if key == "categories" and type(entry.get("id")) is not int:
+            raise ValueError(f"{path}: {key}[{index}] ({entry!r:.80}) has no id")
+    return [entry[field] for entry in entries]
+
+
+def _row(entry, index, labels, rows):
+    """(score, label, x1, y1, x2, y2) of an entry of detections.json."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"[{index}] ({entry!r:.80}) is no detection")
+    box, score = entry.get("bbox"), entry.get("score")
+    numbers = [*box, score] if isinstance(box, list) else []
+    if len(numbers) != 5 or not all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers):
+        raise ValueError(f"[{index}] needs a bbox of four numbers and a score, got {box!r:.80} and {score!r:.40}")
+    category, name = entry.get("category_id"), entry.get("file_name")
+    if type(category) is not int or category not in labels:
+        raise ValueError(f"[{index}]: category_id {category!r:.40} is of no category in detections.images.json")
+    if not isinstance(name, str) or name not in rows:
+        raise ValueError(f"[{index}]: file_name {name!r:.80} is of no picture in detections.images.json")
+    x, y, width, height = box
+    return score, labels[category], x, y, x + width, y + height
 
 
 def _match(records, found, path):

@@ -13,7 +13,15 @@ from keras import layers
 from frcnn.models.detector import conventions_name, dtype_policy, normalisation, require_class_names
 from frcnn.models.guarded import GuardedModel
 from frcnn.models.layers import ImageNormalization
-from frcnn.models.resnet import CONVENTIONS, Conv2D, ResNetSpec, layer_seed, resnet_stage, resnet_stem
+from frcnn.models.resnet import (
+    CONVENTIONS,
+    Conv2D,
+    ResNetSpec,
+    layer_seed,
+    require_keras_settings,
+    resnet_stage,
+    resnet_stem,
+)
 
 SMALLEST_SIDE = 28  # pixels: one cell after the last stage
 
@@ -148,6 +156,7 @@ def ResNet50(input_shape=(64, 64, 3), classes=6, last_filters=(512, 512, 2048)):
     if len(input_shape) != 3 or any(side is None or side < 37 for side in input_shape[:2]):
         raise ValueError(f"input_shape {input_shape} must be (H, W, C), H and W at least 37")
     _check_classes(classes)
+    require_keras_settings()
     X_input = layers.Input(input_shape)
     X = layers.ZeroPadding2D(3)(X_input)
     X = Conv2D(64, 7, 2, kernel_initializer=_glorot_uniform(), name="conv1")(X)
@@ -172,6 +181,7 @@ def _tutorial_branch(X, f, filters, stage, block, s):
 
 
 def _tutorial_convolution(X, filters, f, name, s=1):
+    require_keras_settings()
     convolution = Conv2D(filters, f, s, "same", kernel_initializer=_glorot_uniform(), name=f"res{name}")
     return layers.BatchNormalization(name=f"bn{name}")(convolution(X))
 

@@ -236,6 +236,16 @@ class Conv2D(keras.layers.Conv2D):
         return backend.convolve(inputs, kernel, self.strides[0], self.padding)
 
 
+def require_keras_settings():
+    """Raise a ValueError unless Keras lays pictures out and counts as all layers here do."""
+    found = keras.config.image_data_format(), keras.config.floatx()
+    if found != ("channels_last", "float32"):
+        raise ValueError(
+            f"Keras is set to {' and '.join(found)}, by ~/.keras/keras.json perhaps: call "
+            'keras.config.set_image_data_format("channels_last") and keras.config.set_floatx("float32") first'
+        )
+
+
 def resnet_stem(images, spec):
     """Stage 1: 7x7 convolution and max pooling.
 
@@ -245,7 +255,11 @@ def resnet_stem(images, spec):
 
     Returns:
         (B, H / 4, W / 4, width); one cell fewer along a side where the pooling is not padded.
+
+    Raises:
+        ValueError: Keras is set to something else than channels_last and float32.
     """
+    require_keras_settings()
     if spec.is_v2:
         x = _convolution(images, spec, "conv1", spec.width, 7, 2)
     else:

@@ -46,6 +46,12 @@ def run(capsys):
     return call
 
 
+def change_entry(found, index, **values):
+    entries = json.loads(found.read_text())
+    entries[index] |= values
+    found.write_text(json.dumps(entries))
+
+
 def rows(path):
     return list(csv.reader(path.read_text().splitlines()))
 
@@ -117,8 +123,26 @@ def test_a_wrong_argument_is_one_sentence_before_any_work(run, arguments, words)
     [
         (lambda found: found.unlink(), "found/detections.json"),
         (lambda found: found.write_text("[{"), "as `frcnn detect` writes them (JSONDecodeError"),
-        (lambda found: found.write_text('[{"image_id": 1}]'), "(KeyError: 'bbox')"),
-        (lambda found: found.with_suffix(".images.json").write_text("[]"), "as `frcnn detect` writes them (TypeError"),
+        (lambda found: found.write_text("[" * 100_000), "detections.json: damaged, or not detections as"),
+        (lambda found: found.write_text("[" + "9" * 5000 + "]"), "detections.json: Exceeds the limit (4300 digits)"),
+        (lambda found: found.write_bytes(b"\xff\xfe["), "detections.json: damaged, or not detections as"),
+        (lambda found: found.write_text("{}"), "expected a list, got {}"),
+        (lambda found: change_entry(found, 1, bbox=[1, 2, float("nan"), 4]), "detections.json: [1] needs a bbox of"),
+        (lambda found: change_entry(found, 2, bbox=[1, 2, 10**400, 4]), "detections.json: [2] needs a bbox of four"),
+        (lambda found: change_entry(found, 0, bbox="1234"), "detections.json: [0] needs a bbox of four numbers and a"),
+        (lambda found: change_entry(found, 0, bbox=[1, 2, 3]), "detections.json: [0] needs a bbox of four numbers"),
+        (lambda found: change_entry(found, 0, score="0.5"), "got [10.0, 4.0, 16.0, 52.0] and '0.5'"),
+        (lambda found: change_entry(found, 0, score=True), "and True"),
+        (lambda found: change_entry(found, 1, category_id=3), "[1]: category_id 3 is of no category in"),
+        (lambda found: change_entry(found, 1, category_id=[1]), "[1]: category_id [1] is of no category in"),
+        (lambda found: change_entry(found, 1, file_name="x.png"), "[1]: file_name 'x.png' is of no picture in"),
+        (lambda found: found.write_text("[7]"), "detections.json: [0] (7) is no detection"),
+        (
+            lambda found: found.with_suffix(".images.json").write_text('{"categories": [{"id": 1}]}'),
+            "detections.images.json: categories[0] ({'id': 1}) has no name",
+        ),
+        (lambda found: found.write_text('[{"image_id": 1}]'), "[0] needs a bbox of four numbers and a score, got None"),
+        (lambda found: found.with_suffix(".images.json").write_text("[]"), "images.json: not as `frcnn detect`"),
     ],
 )
 def test_damaged_detections_are_named(folder, run, change, words):

@@ -4,17 +4,17 @@ import csv
 import gzip
 import io
 import re
-import zipfile
 import zlib
 from pathlib import Path
 
 import h5py  # comes with Keras
 import numpy as np
 
+from frcnn.arrays import open_hdf5, read_npz
 from frcnn.data.images import SUFFIXES, image_size
 from frcnn.data.readers.annotation_text import locate
 from frcnn.data.readers.problems import MAX_BYTES, Errors, read_bytes, read_lines
-from frcnn.files import find_files, open_regular
+from frcnn.files import find_files, open_regular, reading
 from frcnn.records import LabelledImage
 
 SPLITS = ("train", "val", "test")
@@ -135,11 +135,8 @@ def _read_csv(path):
 
 
 def _read_hdf5(path):
-    try:
-        with h5py.File(path) as file:
-            arrays = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise ValueError(f"{path}: damaged, or not HDF5 ({error})") from error
+    with reading(path, "HDF5"), open_hdf5(path) as file:
+        arrays = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
     parts = [part for part in SPLITS if {f"{part}_set_x", f"{part}_set_y"} & arrays.keys()] or ["train"]
     wanted = ["list_classes", *(f"{part}_set_{axis}" for part in parts for axis in "xy")]
     _require_keys(path, arrays, wanted, _HDF5_KEYS)
@@ -158,11 +155,8 @@ def _read_hdf5(path):
 
 
 def _read_npz(path):
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file if re.fullmatch(r"[xy](_train|_val|_test)?", name)}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged, or holds objects instead of numbers ({error})") from error
+    with reading(path, "npz"):
+        arrays = read_npz(path, re.compile(r"[xy](_train|_val|_test)?").fullmatch)
     parts = {part: f"_{part}" for part in SPLITS if {f"x_{part}", f"y_{part}"} & arrays.keys()} or {WHOLE: ""}
     _require_keys(path, arrays, [axis + suffix for suffix in parts.values() for axis in "xy"], _NPZ_KEYS)
     return _named({part: _rows(path, f"x{suffix}", f"y{suffix}", arrays) for part, suffix in parts.items()})

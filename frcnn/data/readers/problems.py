@@ -8,14 +8,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from frcnn.files import read_at_most
+from frcnn.files import printable, read_at_most
 
 MAX_BYTES = 2**30  # of an annotation file: ten million boxes; what is made of it takes up to ten times as much memory
 SPLITS = ("train", "val", "test")
 _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _MAX_SHOWN = 20
 _MAX_KEPT = 100_000
-_MAX_LENGTH = 1000
 
 
 class Problem(NamedTuple):
@@ -255,11 +254,3 @@ def read_bytes(path, limit=MAX_BYTES):
         size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} bytes"
         raise ValueError(f"{path}: an annotation file of more than {size} is not read; split it")
     return data
-
-
-def printable(text):
-    """Text for a terminal, cut to a sensible length; what would move its cursor, or is no character, is escaped."""
-    text = text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -17,13 +17,12 @@ import yaml
 from frcnn.data.images import SUFFIXES
 from frcnn.data.readers.problems import SPLITS, decode, read_bytes, read_lines
 from frcnn.data.readers.table import BACKGROUND, COORDINATES, build_records
-from frcnn.files import find_files
+from frcnn.files import MOST_YAML_BYTES, find_files, read_yaml
 
 # Keys of a data.yaml that tools write and that change no box.
 _SILENT = {*SPLITS, "valid", "minival", "path", "names", "nc", "kpt_shape", "flip_idx", "kpt_names", "skeleton"}
 _SILENT |= {"download", "channels", "roboflow", "yaml_file", "author", "license", "version", "description", "date"}
 _CORNERS = ("left side", "top", "right side", "bottom")
-_MAX_BYTES, _MAX_DEPTH = 2**20, 10  # of data.yaml: YAML is slow to read
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # makes strings only; in C a hundred times as fast
 
 
@@ -86,17 +85,7 @@ def _names_classes(file):
 
 def _load(file):
     """The mapping in a data.yaml; all its values are strings, as a class may well be called `no` or `1`."""
-    text = decode(read_bytes(file, _MAX_BYTES), file)
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{file}: YAML aliases (*name) and deep nesting can hide attacks and are not read")
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ValueError(f"{file}{f' line {mark.line + 1}' if mark else ''}: broken YAML") from error
+    content = read_yaml(decode(read_bytes(file, MOST_YAML_BYTES), file), file, _Loader)
     if not isinstance(content, dict):
         raise ValueError(f"{file} is no data.yaml: expected names, and train, val or test")
     return content
