@@ -11,15 +11,12 @@ import json
 import math
 import os
 import re
-import socket
-import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from frcnn.files import draft_of
+from frcnn.files import locked, remove_drafts, replacing
 
 FORMAT = 1
 FLAGS = ("difficult", "crowd")
@@ -58,7 +55,7 @@ def write_checkpoint(run, arrays, header):
     layout = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
     text = json.dumps({"header": header, "arrays": layout}).encode()
     digest = hashlib.sha256()
-    with draft_of(path) as draft, open(draft, "wb") as file:
+    with replacing(path, binary=True, durable=True) as file:
         for part in (_MAGIC + b"%d\n" % FORMAT, len(text).to_bytes(8, "little"), text, *arrays.values()):
             digest.update(part)
             file.write(part)
@@ -189,33 +186,10 @@ def with_flags(records, flags):
 def lock_run(run):
     """Keep other trainings out of a run folder, and clear away what a killed one left half written.
 
-    The system lets go of the lock when the process ends, however it ends: a lock is never stale.
-
     Raises:
         ValueError: another process trains there.
     """
     place = Path(run, "checkpoints")
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "a+", encoding="utf-8") as file:
-        _lock(file, run)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        for folder in (Path(run), place):
-            for draft in folder.glob(".*.tmp*"):
-                draft.unlink(missing_ok=True)
+    with locked(place / "lock", f"{run} is being trained in", "stop that one, or choose another folder"):
+        remove_drafts(run, place)
         yield
-
-
-def _lock(file, run):
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"{run} is being trained in by {file.read() or 'another process'}: stop that one, or choose another folder"
-        ) from None
-    except (ModuleNotFoundError, OSError) as error:  # Windows; some network file systems
-        warnings.warn(f"{run} cannot be locked here ({error}): take care that nothing else trains in it", stacklevel=2)

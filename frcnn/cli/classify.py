@@ -5,12 +5,11 @@ with a path,class a line, HDF5 as in the ResNet tutorials, MNIST's idx files, or
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
 from frcnn.cli import add_override_argument, find_run
-from frcnn.cli.detect import MOST_ERRORS, find_pictures
+from frcnn.cli.detect import find_pictures, say_skipped
 from frcnn.cli.evaluate import write_csv
 from frcnn.cli.train import add_resume_arguments, describe_start, load_checkpoint, train_until_stopped
 from frcnn.files import replacing
@@ -205,10 +204,10 @@ def predict(arguments):
     from frcnn.files import find_files
     from frcnn.records import LabelledImage
 
-    path, output = Path(arguments.path), Path(arguments.output)
+    path, output, unlisted = Path(arguments.path), Path(arguments.output), {}
     is_picture = path.is_file() and path.name.lower().endswith(SUFFIXES)
-    if is_picture or (path.is_dir() and find_files(path, SUFFIXES, skip=output)):
-        names = {str(path): path.name} if is_picture else find_pictures(path, output)
+    if is_picture or (path.is_dir() and find_files(path, SUFFIXES, output, unlisted)):
+        names = {str(path): path.name} if is_picture else find_pictures(path, output, unlisted)
         records = [LabelledImage(place, 0) for place in names]
     else:
         records, _ = _labelled(arguments, None)
@@ -228,10 +227,8 @@ def predict(arguments):
     if shown:
         write_image(output / "contact_sheet.png", _contact_sheet(shown))
     print(f"written to {output}: predictions.csv{', contact_sheet.png' if shown else ''}")
-    for reason in broken[:MOST_ERRORS]:
-        print(f"frcnn classify: skipped: {reason}", file=sys.stderr)
-    if len(broken) > MOST_ERRORS:
-        print(f"frcnn classify: ... {len(broken)} in all", file=sys.stderr)
+    broken += unlisted.values()
+    say_skipped("classify", broken)
     return 1 if broken else 0
 
 
