@@ -160,7 +160,7 @@ def remove_drafts(*folders):
 
 @contextlib.contextmanager
 def locked(path, doing, cure):
-    """Hold a lock file for the block, and remove it in the end.
+    """Hold a lock file for the block, and remove it in the end; its folder too, if that was made for it and is empty.
 
     The system lets go of the lock when the process ends, however it ends: a lock is never stale.
 
@@ -171,6 +171,7 @@ def locked(path, doing, cure):
     Raises:
         ValueError: another process holds it.
     """
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         try:
@@ -189,8 +190,10 @@ def locked(path, doing, cure):
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # Windows removes no open file
+            with contextlib.suppress(OSError):  # Windows removes no open file; no folder goes that holds any
                 path.unlink()
+                if is_new:
+                    path.parent.rmdir()
 
 
 def _lock(file):

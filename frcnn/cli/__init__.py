@@ -1,7 +1,9 @@
 """The command line: the only place that parses arguments, prints and exits."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import re
 import sys
@@ -27,8 +29,11 @@ def main(argv=None):
 
     Returns:
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
-        explained in a sentence; 130 interrupted; 143 terminated; 141 nobody reads what it prints any more.
+        explained in a sentence; 130 interrupted; 143 terminated; 129 the terminal was closed; 141 nobody reads any more
+        what it prints, and it makes nothing else.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no console can show
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: no file and line of ours
     warnings.filterwarnings("ignore", module="PIL")  # of damaged pictures, without their names
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or a machine without GPU is told of an error at every start
@@ -55,6 +60,14 @@ def main(argv=None):
     if rest and (known is None or not all("=" in token and not token.startswith("-") for token in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.overrides = [*(known or ()), *rest]
+    files = [getattr(arguments, name, None) for name in ("output", "json", "html")]
+    only_prints = arguments.command in ("doctor", "inspect") and not any(files)
+    with contextlib.nullcontext() if only_prints else _steady_output():
+        return _execute(arguments)
+
+
+def _execute(arguments):
+    """Run the command; its exit status, and a sentence where it fails."""
     try:
         return arguments.execute(arguments)
     except BrokenPipeError:  # whoever reads what is printed, `head` perhaps, has seen enough
@@ -68,6 +81,38 @@ def main(argv=None):
     except KeyboardInterrupt as error:
         print(f"frcnn {arguments.command}: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "status", 130)
+
+
+class _Steady(io.FileIO):
+    """Standard output or error that drops what cannot be written: to a closed pipe or terminal, or a full disk."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+@contextlib.contextmanager
+def _steady_output():
+    """Let a command that makes files go on when nobody sees any more what it prints."""
+    old = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_steady, old)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = old
+
+
+def _steady(stream):
+    if stream is None or stream not in (sys.__stdout__, sys.__stderr__):  # closed from the start, or not the system's
+        return stream or open(os.devnull, "w", encoding="utf-8")
+    stream.flush()
+    raw, settings = _Steady(stream.fileno(), "wb", closefd=False), {"write_through": stream.write_through}
+    settings |= {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+    return io.TextIOWrapper(io.BufferedWriter(raw), **settings)
 
 
 def _sentence(error):

@@ -11,8 +11,8 @@ from pathlib import Path
 from frcnn.cli import add_override_argument, find_run
 from frcnn.cli.detect import find_pictures, say_skipped
 from frcnn.cli.evaluate import write_csv
-from frcnn.cli.train import add_resume_arguments, describe_start, load_checkpoint, train_until_stopped
-from frcnn.files import replacing
+from frcnn.cli.train import RESULTS, add_resume_arguments, describe_start, load_checkpoint, train_until_stopped
+from frcnn.files import replacing, require_room
 
 EXAMPLE = "frcnn classify train -p train_signs.h5 --config config/signs.yaml --output runs/signs"
 EXAMPLES = {
@@ -94,6 +94,7 @@ def train(arguments):
     output = Path(arguments.resume or arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
     if output.is_file():
         raise ValueError(f"{output} is a file: name a folder for the run")
+    require_room(output, RESULTS)
     records, class_names, validation, config = _read(arguments, config, known)
 
     from frcnn import backend, training
@@ -179,6 +180,8 @@ def evaluate(arguments):
     known = None if arguments.model else _run_names(arguments)
     records, names = _labelled(arguments, known)
     classifier, place = _load(arguments, names)
+    output = Path(arguments.output or place)
+    require_room(output, ("evaluation.json", "confusion_matrix.csv", "confusion_matrix.png"))
     found = []
     for result in _timed(classifier, records):
         if isinstance(result, Exception):
@@ -187,7 +190,6 @@ def evaluate(arguments):
     labels = [record.label for record in records]
     result = evaluate_classification(labels, np.array(found), classifier.class_names, arguments.top_k)
     print(result.to_table())
-    output = Path(arguments.output or place)
     with replacing(output / "evaluation.json") as file:
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
     rows = ((name, *row) for name, row in zip(result.class_names, result.confusion.tolist()))
@@ -212,6 +214,8 @@ def predict(arguments):
     else:
         records, _ = _labelled(arguments, None)
         names = {record.path: record.path for record in records}
+    if not is_picture:
+        require_room(output, ("predictions.csv", "contact_sheet.png"))
     classifier, _ = _load(arguments, None)
     if is_picture:
         (found,) = _timed(classifier, records)

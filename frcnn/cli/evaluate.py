@@ -9,9 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument, add_run_arguments, find_run
-from frcnn.files import replacing
+from frcnn.files import locked, remove_drafts, replacing, require_room
 
 EXAMPLE = "frcnn evaluate -p test.txt --run runs/demo --metric coco"
+FILES = (
+    *("evaluation.json", "precision_recall.csv", "confusion_matrix.csv"),
+    *("precision_recall.png", "confusion_matrix.png"),
+)
 SPLITS = ("test", "val", "trainval", "train")
 
 
@@ -36,7 +40,25 @@ def run(arguments):
     # What is wrong with the thresholds is to be said before a detector runs for an hour.
     evaluate([], [], (), arguments.metric, arguments.iou)
     confusion_matrix([], [], (), **thresholds)
-    records, found, class_names, folder = (_read_detections if arguments.detections else _detect)(arguments)
+    output = _output(arguments)
+    require_room(output, FILES)
+    cure = "wait for that one, or name another --output"
+    with locked(output / ".evaluate.lock", f"{output} is being evaluated into", cure):
+        remove_drafts(output)
+        return _run(arguments, output, thresholds)
+
+
+def _output(arguments):
+    if arguments.output:
+        return Path(arguments.output)
+    place = Path(arguments.detections) if arguments.detections else find_run(arguments.run)
+    return place if place.is_dir() else place.parent
+
+
+def _run(arguments, output, thresholds):
+    from frcnn.evaluation import confusion_matrix, evaluate
+
+    records, found, class_names = (_read_detections if arguments.detections else _detect)(arguments)
     result = evaluate(records, found, class_names, arguments.metric, arguments.iou)
     print(result.to_table())
     curves = evaluate(records, found, class_names) if arguments.metric == "coco" else result
@@ -44,7 +66,6 @@ def run(arguments):
 
     from frcnn.plots import plot_confusion_matrix, plot_precision_recall
 
-    output = Path(arguments.output or folder)
     with replacing(output / "evaluation.json") as file:
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
     points = ((name, *point) for name, curve in zip(class_names, curves.curves) for point in curve.round(6).T.tolist())
@@ -69,7 +90,7 @@ def _detect(arguments):
 
     detector = load_detector(place, weights=arguments.weights, overrides=arguments.overrides)
     found = detect(detector, [record.path for record in records])
-    return records, found, class_names, place if place.is_dir() else place.parent
+    return records, found, class_names
 
 
 def _read_records(arguments, class_names):
@@ -92,7 +113,7 @@ def _read_detections(arguments):
     matched = _match(records, found, path)
     if len(found) > len(records):
         print(f"{len(found) - len(records)} pictures of {path} are not annotated: left out")
-    return records, matched, class_names, path.parent
+    return records, matched, class_names
 
 
 def _load_detections(path):
