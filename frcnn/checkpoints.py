@@ -139,15 +139,24 @@ def _flat(config):
 
 
 def best_epoch(rows, monitor):
-    """The first epoch with the best score.
+    """The first epoch with the best score; the last of all where no score is a finite number.
 
     Args:
         rows: a dict of numbers for each epoch, at least one.
         monitor: "loss", the lowest of which is the best, or the name of a score, of which it is the highest.
     """
     sign = -1 if monitor == "loss" else 1
-    scores = [sign * row[monitor] for row in rows]
-    return max(range(len(rows)), key=lambda epoch: -math.inf if math.isnan(scores[epoch]) else scores[epoch])
+    scores = {epoch: sign * row[monitor] for epoch, row in enumerate(rows) if math.isfinite(row[monitor])}
+    return max(scores, key=scores.get) if scores else len(rows) - 1
+
+
+def describe_no_best(scores):
+    """A sentence where none of the epochs' scores, numbers or None, is finite, and so none is the best; else ""."""
+    if any(score is not None and math.isfinite(score) for score in scores):
+        return ""
+    return (
+        "no epoch has a validation score (do its pictures show boxes?): best.weights.h5 holds the last epoch's weights"
+    )
 
 
 def is_finished(rows, monitor, settings):

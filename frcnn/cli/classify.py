@@ -10,8 +10,15 @@ from pathlib import Path
 
 from frcnn.cli import add_override_argument, find_run
 from frcnn.cli.detect import find_pictures, say_skipped
-from frcnn.cli.evaluate import write_csv
-from frcnn.cli.train import RESULTS, add_resume_arguments, describe_start, load_checkpoint, train_until_stopped
+from frcnn.cli.evaluate import write_confusion, write_csv
+from frcnn.cli.train import (
+    RESULTS,
+    add_resume_arguments,
+    describe_start,
+    load_checkpoint,
+    say_best,
+    train_until_stopped,
+)
 from frcnn.files import replacing, require_room
 
 EXAMPLE = "frcnn classify train -p train_signs.h5 --config config/signs.yaml --output runs/signs"
@@ -116,10 +123,7 @@ def train(arguments):
     history = train_until_stopped(train_classifier, model, records, **settings).history
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(history['loss'])} epochs in {minutes:.1f} minutes, loss {history['loss'][-1]:.3f}")
-    scores = history.get("val_accuracy", [])
-    if scores:
-        epoch = scores.index(max(scores)) + 1
-        print(f"best validation accuracy {max(scores):.3f} after epoch {epoch}, last {scores[-1]:.3f}")
+    say_best("accuracy", history.get("val_accuracy"))
     print(f"use it with: frcnn classify predict -p FOLDER --run {output}")
     return 0
 
@@ -192,8 +196,7 @@ def evaluate(arguments):
     print(result.to_table())
     with replacing(output / "evaluation.json") as file:
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
-    rows = ((name, *row) for name, row in zip(result.class_names, result.confusion.tolist()))
-    write_csv(output / "confusion_matrix.csv", ["true class", *result.class_names], rows)
+    write_confusion(output / "confusion_matrix.csv", result.confusion, result.class_names, result.class_names)
     title = f"Confusion matrix, accuracy {result.accuracy:.3f}"
     plot_confusion_matrix(result.confusion, result.class_names, output / "confusion_matrix.png", title)
     print(f"written to {output}: evaluation.json; confusion_matrix, .csv and .png")

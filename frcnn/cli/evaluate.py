@@ -16,6 +16,7 @@ FILES = (
     *("evaluation.json", "precision_recall.csv", "confusion_matrix.csv"),
     *("precision_recall.png", "confusion_matrix.png"),
 )
+MOST_COLUMNS = 2000  # of confusion_matrix.csv; no table program shows many more
 SPLITS = ("test", "val", "trainval", "train")
 
 
@@ -70,8 +71,8 @@ def _run(arguments, output, thresholds):
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
     points = ((name, *point) for name, curve in zip(class_names, curves.curves) for point in curve.round(6).T.tolist())
     write_csv(output / "precision_recall.csv", ["class", "score", "precision", "recall"], points)
-    rows = ((name, *row) for name, row in zip([*class_names, "background"], matrix.tolist()))
-    write_csv(output / "confusion_matrix.csv", ["true class", *class_names, "missed"], rows)
+    names = ([*class_names, "background"], [*class_names, "missed"])
+    write_confusion(output / "confusion_matrix.csv", matrix, *names)
     plot_precision_recall(curves, output / "precision_recall.png")
     title = f"Confusion matrix, IoU >= {arguments.iou:g}, score >= {arguments.confusion_score:g}"
     plot_confusion_matrix(matrix, class_names, output / "confusion_matrix.png", title)
@@ -155,6 +156,15 @@ def _match(records, found, path):
         if missing
         else f"{path} was written for other folders, and pictures in different ones have the same name: detect anew"
     )
+
+
+def write_confusion(path, matrix, rows, columns):
+    """Write a confusion matrix as a CSV file; of more than `MOST_COLUMNS` classes a row for each count above 0."""
+    if len(columns) <= MOST_COLUMNS:
+        write_csv(path, ["true class", *columns], ((name, *row.tolist()) for name, row in zip(rows, matrix)))
+        return
+    found = ((rows[row], columns[column], matrix[row, column]) for row, column in zip(*matrix.nonzero()))
+    write_csv(path, ["true class", "taken for", "count"], found)
 
 
 def write_csv(path, header, rows):

@@ -308,7 +308,14 @@ def _copy_out(arguments, output):
 
 def _say_how_it_went(history, seconds):
     print(f"{len(history['loss'])} epochs in {seconds / 60:.1f} minutes, loss {history['loss'][-1]:.3f}")
-    if "val_map" in history:
-        scores = history["val_map"]
-        epoch = scores.index(max(scores)) + 1
-        print(f"best validation mAP {max(scores):.3f} after epoch {epoch}, last {scores[-1]:.3f}")
+    say_best("mAP", history.get("val_map"))
+
+
+def say_best(name, scores):
+    """Say which epoch has the best validation score; `scores`: a number for each epoch, or None."""
+    from frcnn.checkpoints import best_epoch, describe_no_best
+
+    if scores:
+        best = best_epoch([{name: score} for score in scores], name)
+        text = f"best validation {name} {scores[best]:.3f} after epoch {best + 1}, last {scores[-1]:.3f}"
+        print(describe_no_best(scores) or text)
