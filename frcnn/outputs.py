@@ -22,6 +22,8 @@ from frcnn.files import fitting, is_of_the_name, replacing
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 5
 YOLO_DECIMALS = 6
+# Control characters (a reader would turn line ends into others), halves of letters, and what is no character.
+_NOT_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _ON_WINDOWS = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)  # devices, whatever the suffix
 
 
@@ -85,15 +87,22 @@ def write_csv(path, detections):
     """
     path = Path(path)
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "x1", "y1", "x2", "y2", "score", "class"])
+        write_rows(file, [["file", "x1", "y1", "x2", "y2", "score", "class"]])
         for found in detections:
             boxes, scores = _rounded(found)
             rows = zip(boxes.tolist(), scores.tolist(), _label_names(found))
-            writer.writerows([found.path, *box, score, name] for box, score, name in rows)
+            write_rows(file, ([found.path, *box, score, name] for box, score, name in rows))
             if not len(found):
-                writer.writerow([found.path, "", "", "", "", "", ""])
+                write_rows(file, [[found.path, "", "", "", "", "", ""]])
     return path
+
+
+def write_rows(file, rows):
+    """Write rows of plain values as CSV into an open file."""
+    plain, quoted = (csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        # Readers end a row at "\r" too, which may stand in the name of a file; the csv of Python 3.11 leaves it bare.
+        (quoted if "\r" in str(row[0]) else plain).writerow(row)
 
 
 def write_voc(path, found):
@@ -119,7 +128,7 @@ def write_voc(path, found):
 
 
 def write_voc_file(path, picture, size, names, corners, objects):
-    """Write a Pascal VOC annotation.
+    """Write a Pascal VOC annotation; a character that XML cannot hold is written as Python escapes it, `\\x01`.
 
     Args:
         path: XML file to write; missing folders are made.
@@ -287,7 +296,7 @@ def json_lines(entries, before=0):
 
 def _add(parent, **texts):
     for tag, text in texts.items():
-        ElementTree.SubElement(parent, tag).text = str(text)
+        ElementTree.SubElement(parent, tag).text = _NOT_XML.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def _label_names(found):

@@ -166,7 +166,7 @@ def test_another_list_of_classes_is_refused():
 
 @pytest.mark.parametrize(
     ("scores", "best"),
-    [([0.5], 0), ([0.1, 0.3, 0.2], 1), ([0.3, 0.3], 0), ([np.nan, 0.0], 1), ([np.nan, np.nan], 0)],
+    [([0.5], 0), ([0.1, 0.3, 0.2], 1), ([0.3, 0.3], 0), ([np.nan, 0.0], 1), ([np.nan, np.nan], 1)],
 )
 def test_the_best_epoch(scores, best):
     assert best_epoch([{"val_map": score} for score in scores], "val_map") == best

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -254,3 +255,17 @@ def test_one_crop_that_its_format_cannot_hold_does_not_cost_the_others(tmp_path)
     with pytest.raises(ValueError, match=r"a_1.jpg: .*a side of 66,000 pixels is more than the 65,500 that .jpg holds"):
         write_crops(tmp_path, "a", np.zeros((2, 66_000, 3), np.uint8), found)
     assert [path.name for path in tmp_path.rglob("*.jpg")] == ["a_2.jpg"]
+
+
+@pytest.mark.parametrize("path", ["a\rb.png", "a\nb.png", "a\x01b.png", "a\udcffb.png", "a\ufffe,b.png", '<&a>".png'])
+def test_every_name_that_a_file_may_have_is_read_back(tmp_path, path):
+    found = Detections([[1, 2, 3, 4]], [0.5], [0], ("a\x02b",), path, (9, 9))
+    escaped = path.encode(errors="backslashreplace").decode()
+    assert json.loads(write_json(tmp_path / "a.json", [found])[0].read_text(encoding="utf-8"))[0]["file_name"] == path
+    rows = pd.read_csv(write_csv(tmp_path / "a.csv", [found, found]))
+    assert rows["file"].tolist() == [escaped] * 2 and rows["score"].tolist() == [0.5] * 2
+    write_voc(tmp_path / "a.xml", found)
+    tree = ElementTree.parse(tmp_path / "a.xml")
+    in_xml = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in path)
+    assert (tree.findtext("filename"), tree.findtext("path")) == (in_xml, in_xml)
+    assert tree.findtext("object/name") == "a\\x02b"

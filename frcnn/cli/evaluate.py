@@ -2,7 +2,6 @@
 
 Writes evaluation.json, and as PNG and CSV the precision-recall curves at --iou and the confusion matrix."""
 
-import csv
 import json
 import os
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument, add_run_arguments, find_run
 from frcnn.files import locked, remove_drafts, replacing, require_room
+from frcnn.outputs import write_rows
 
 EXAMPLE = "frcnn evaluate -p test.txt --run runs/demo --metric coco"
 FILES = (
@@ -170,6 +170,5 @@ def write_confusion(path, matrix, rows, columns):
 def write_csv(path, header, rows):
     """Write a header and rows of plain values as a CSV file, whole or not at all."""
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, [header])
+        write_rows(file, rows)

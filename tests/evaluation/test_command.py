@@ -86,6 +86,14 @@ def test_writes_beside_the_detections_and_counts_from_a_score(folder, run):
     assert rows(folder / "found" / "confusion_matrix.csv")[2] == ["wide", "1", "0", "1"]
 
 
+def test_a_matrix_of_very_many_classes_is_a_list_of_its_counts(folder, run, monkeypatch):
+    monkeypatch.setattr("frcnn.cli.evaluate.MOST_COLUMNS", 2)
+    assert run()[0] == 0
+    assert rows(folder / "found" / "confusion_matrix.csv") == [
+        ["true class", "taken for", "count"], ["tall", "tall", "2"], ["wide", "tall", "1"], ["wide", "wide", "1"]
+    ]  # fmt: skip
+
+
 def test_pictures_are_found_by_name_where_the_folder_is_another(folder, run):
     (folder / "pictures").rename(folder / "moved")
     (folder / "all.txt").write_text((folder / "all.txt").read_text().replace("/pictures/", "/moved/"))

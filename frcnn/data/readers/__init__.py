@@ -8,6 +8,7 @@ from frcnn.data.readers.coco import read_coco
 from frcnn.data.readers.problems import Errors, Problem
 from frcnn.data.readers.voc import find_trees, read_voc, voc_splits
 from frcnn.data.readers.yolo import find_yaml, read_yolo, yolo_splits
+from frcnn.records import name_problem
 
 __all__ = ["FORMATS", "Problem", "find_format", "read_records", "split_names"]
 
@@ -47,7 +48,7 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
         raise ValueError(
             f"{path}: splits such as {split!r} belong to Pascal VOC trees and YOLO; give the file of the split"
         )
-    errors = Errors(problems, outside)
+    errors, given = Errors(problems, outside), class_names
     try:
         if format == "simple":
             records, class_names = read_annotation_text(path, class_names, errors)
@@ -64,6 +65,10 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
         if problems is None:
             raise ValueError(f"{path} {message}")
         problems.append(Problem("no-boxes", "error", str(path), None, message))
+    for message in filter(None, map(name_problem, class_names if given is None else ())):
+        if problems is None:
+            raise ValueError(f"{path}: {message}")
+        problems.append(Problem("class-name", "error", str(path), None, message))
     return records, class_names
 
 
