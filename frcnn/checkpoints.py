@@ -11,15 +11,12 @@ import json
 import math
 import os
 import re
-import socket
-import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from frcnn.files import draft_of, open_regular, reading
+from frcnn.files import locked, open_regular, reading, remove_drafts, replacing
 
 FORMAT = 1
 FLAGS = ("difficult", "crowd")
@@ -58,7 +55,7 @@ def write_checkpoint(run, arrays, header):
     layout = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
     text = json.dumps({"header": header, "arrays": layout}).encode()
     digest = hashlib.sha256()
-    with draft_of(path) as draft, open(draft, "wb") as file:
+    with replacing(path, binary=True, durable=True) as file:
         for part in (_MAGIC + b"%d\n" % FORMAT, len(text).to_bytes(8, "little"), text, *arrays.values()):
             digest.update(part)
             file.write(part)
@@ -145,15 +142,24 @@ def _flat(config):
 
 
 def best_epoch(rows, monitor):
-    """The first epoch with the best score.
+    """The first epoch with the best score; the last of all where no score is a finite number.
 
     Args:
         rows: a dict of numbers for each epoch, at least one.
         monitor: "loss", the lowest of which is the best, or the name of a score, of which it is the highest.
     """
     sign = -1 if monitor == "loss" else 1
-    scores = [sign * row[monitor] for row in rows]
-    return max(range(len(rows)), key=lambda epoch: -math.inf if math.isnan(scores[epoch]) else scores[epoch])
+    scores = {epoch: sign * row[monitor] for epoch, row in enumerate(rows) if math.isfinite(row[monitor])}
+    return max(scores, key=scores.get) if scores else len(rows) - 1
+
+
+def describe_no_best(scores):
+    """A sentence where none of the epochs' scores, numbers or None, is finite, and so none is the best; else ""."""
+    if any(score is not None and math.isfinite(score) for score in scores):
+        return ""
+    return (
+        "no epoch has a validation score (do its pictures show boxes?): best.weights.h5 holds the last epoch's weights"
+    )
 
 
 def is_finished(rows, monitor, settings):
@@ -192,33 +198,10 @@ def with_flags(records, flags):
 def lock_run(run):
     """Keep other trainings out of a run folder, and clear away what a killed one left half written.
 
-    The system lets go of the lock when the process ends, however it ends: a lock is never stale.
-
     Raises:
         ValueError: another process trains there.
     """
     place = Path(run, "checkpoints")
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "a+", encoding="utf-8") as file:
-        _lock(file, run)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        for folder in (Path(run), place):
-            for draft in folder.glob(".*.tmp*"):
-                draft.unlink(missing_ok=True)
+    with locked(place / "lock", f"{run} is being trained in", "stop that one, or choose another folder"):
+        remove_drafts(run, place)
         yield
-
-
-def _lock(file, run):
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"{run} is being trained in by {file.read() or 'another process'}: stop that one, or choose another folder"
-        ) from None
-    except (ModuleNotFoundError, OSError) as error:  # Windows; some network file systems
-        warnings.warn(f"{run} cannot be locked here ({error}): take care that nothing else trains in it", stacklevel=2)

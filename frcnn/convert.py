@@ -13,7 +13,7 @@ from frcnn.data.images import SUFFIXES
 from frcnn.data.readers import FORMATS, find_format, match_split, read_records, split_names
 from frcnn.data.readers.coco import left_top_sides
 from frcnn.data.readers.problems import SPLITS
-from frcnn.files import replacing
+from frcnn.files import fitting, locked, remove_drafts, replacing, require_room
 from frcnn.outputs import json_lines, write_voc_file, yolo_shares
 
 
@@ -103,23 +103,38 @@ def write_parts(target, parts, class_names, to):
         ValueError: the target is taken, or a name holds a character that annotations cannot.
         OSError: a file cannot be read or written.
     """
-    target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is there already: name a new folder, or an empty one")
     for name in class_names:
         if not name.isprintable():
             raise ValueError(f"the class {name!r} holds a character that stands in no name: rename it")
     for path in {record.path for part in parts.values() for record in part} if to == "simple" else ():
         if path != path.strip() or not path.isprintable():
             raise ValueError(f"{path!r}: a text file cannot hold this name: rename the picture, or take another format")
+    target = Path(target)
+    beside = target.with_name(fitting(f".frcnn-{target.name}", ".lock"))
+    with locked(beside, f"{target} is being written", "wait for that, or name another target"):
+        require_new(target)
+        _write_locked(target, parts, class_names, to)
+
+
+def require_new(target):
+    """Raise ValueError unless a data set can be written to a target that is not there yet, or is an empty folder."""
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already: name a new folder, or an empty one")
+    require_room(target.parent)
+
+
+def _write_locked(target, parts, class_names, to):
     suffix, write = FORMATS[to].suffix, _WRITERS[to]
     if target.suffix.lower() == suffix:
         if len(parts) > 1:
             raise ValueError(f"{target}: {', '.join(parts)} are {len(parts)} files: name a folder, or one of them")
         (records,) = parts.values()
+        remove_drafts(target.parent)
         write(target, records, class_names)
         return
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    draft = target.with_name(fitting(f".frcnn-{target.name}", ".tmp"))
+    shutil.rmtree(draft, ignore_errors=True)  # what a killed process left
     try:
         if suffix is None:
             draft.mkdir(parents=True)

@@ -2,8 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import os
+import secrets
+import shutil
+import socket
 import stat
+import time
+import warnings
 from pathlib import Path
 
 import yaml
@@ -11,8 +17,13 @@ import yaml
 MOST_YAML_BYTES, _MOST_YAML_DEPTH = 2**20, 10  # YAML is slow to read
 _MOST_SHOWN = 1000  # letters of a message
 
+LEAST_ROOM = 2**20  # bytes
+MOST_BYTES_OF_A_NAME = 255  # on nearly all file systems
+# Where a file could have been written, but not under this name: too long, taken by a folder or lying in a file, odd.
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ)
 
-def find_files(folder, suffixes, skip=None):
+
+def find_files(folder, suffixes, skip=None, unlisted=None):
     """The files with one of the suffixes in a folder and its sub-folders, each folder's in order of name.
 
     Hidden files and folders are left out. Links to folders are followed, but no folder is entered twice.
@@ -21,16 +32,20 @@ def find_files(folder, suffixes, skip=None):
         folder: where to look.
         suffixes: tuple of suffixes in lower case, dot included.
         skip: a folder that is not entered, or None.
+        unlisted: None, or a dict that takes the sub-folders that cannot be listed, with the reason.
 
     Returns:
         list of strings, `folder` before each.
 
     Raises:
-        ValueError: a folder cannot be listed.
+        ValueError: a folder cannot be listed; with `unlisted`, `folder` itself.
     """
 
     def refuse(error):
-        raise ValueError(f"{error.filename}: the folder cannot be listed ({error.strerror})") from error
+        reason = f"{error.filename}: the folder cannot be listed ({error.strerror})"
+        if unlisted is None or error.filename == str(folder):
+            raise ValueError(reason) from error
+        unlisted[error.filename] = reason
 
     found, seen = [], {os.path.realpath(place) for place in (folder, skip or folder)}
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
@@ -154,55 +169,144 @@ def _open_at_once(path, flags):
     return descriptor
 
 
+def is_of_the_name(error):
+    """Whether an OSError, or what was raised from one, says that a file cannot have this name; others may be written.
+
+    So it is too of an error that the system has no part in, such as a picture that its format cannot hold.
+    """
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return not isinstance(cause, OSError) or cause.errno in _OF_THE_NAME
+
+
+def fitting(name, suffix=""):
+    """`name` + `suffix` if a file can be called that, else with its end cut off for a digest of it.
+
+    Args:
+        name: of a file; it may have folders before it, "/" between them, which stay as they are.
+        suffix: what is never cut.
+    """
+    folder, slash, last = name.rpartition("/")
+    room = MOST_BYTES_OF_A_NAME - len(os.fsencode(suffix))
+    encoded = os.fsencode(last)
+    if len(encoded) > room:
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        last = f"{encoded[: room - 9].decode(errors='ignore')}~{digest}"
+    return folder + slash + last + suffix
+
+
+def require_room(folder, names=()):
+    """Raise ValueError unless files of these names can be written into a folder, which need not be there yet."""
+    folder = Path(folder)
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: nothing can be written to {place}: name another place")
+    if shutil.disk_usage(place).free < LEAST_ROOM:
+        raise ValueError(f"{folder}: no space is left there: make room, or name another place")
+    for file in (folder / name for name in names):
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder where a file is to be written: move it, or name another place")
+
+
 @contextlib.contextmanager
-def replacing(path, binary=False):
+def replacing(path, binary=False, durable=False):
     """Open a file beside `path` that takes its place when the block ends well, and vanishes if it does not.
 
     Args:
         path: the file to write; missing folders are made.
         binary: bytes instead of UTF-8 text, whose line ends are written as they are.
+        durable: on the disk for good when the block has ended: for what must outlive a crash of the machine.
+
+    Raises:
+        OSError: it cannot be written; what stood at `path` before still does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A short name of its own: one made from the file's could be too long where the file's is not.
+    draft = path.with_name(f".frcnn-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # A file name that is no UTF-8 must not cost a long run its results.
+    text = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        # A file name that is no UTF-8 must not cost a long run its results.
-        text = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with open(draft, **({"mode": "wb"} if binary else text)) as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(file)
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(draft, path)
+        if durable and os.name != "nt":  # Windows opens no folders
+            _folder_to_disk(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(*folders):
+    """Remove the drafts of `replacing` that killed processes left in these folders; those in work are locked."""
+    for draft in (draft for folder in folders for draft in Path(folder).glob(".frcnn-*-*.tmp")):
+        with contextlib.suppress(OSError):  # gone in the meantime, or open elsewhere
+            with open(draft, "rb+") as file:
+                _lock(file)
+            draft.unlink()
 
 
 @contextlib.contextmanager
-def draft_of(path):
-    """Give the path of a draft that takes the place of `path`, on the disk for good, when the block ends well.
+def locked(path, doing, cure):
+    """Hold a lock file for the block, and remove it in the end; its folder too, if that was made for it and is empty.
 
-    For what must outlive a crash of the machine, and for writers that want a path. The draft keeps the suffix, and
-    vanishes if the block does not end well.
+    The system lets go of the lock when the process ends, however it ends: a lock is never stale.
 
     Args:
-        path: the file to write, a Path; missing folders are made.
+        path: the lock file, a Path; missing folders are made.
+        doing, cure: what to say where another process holds it: "<doing> by <that process>: <cure>".
 
     Raises:
-        OSError: the disk is full or gone; what stood at `path` before still does.
+        ValueError: another process holds it.
     """
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            _lock(file)
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                raise BlockingIOError  # whoever had it removed it just now, and another has a new one already
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(f"{doing} by {file.read() or 'another process'}: {cure}") from None
+        except OSError as error:  # some network file systems
+            text = f"{path.parent} cannot be locked here ({error}): take care that nothing else writes into it"
+            warnings.warn(text, stacklevel=3)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no open file; no folder goes that holds any
+                path.unlink()
+                if is_new:
+                    path.parent.rmdir()
+
+
+def _lock(file):
+    """Lock an open file, or raise BlockingIOError where another process has locked it; OSError: it cannot be locked."""
     try:
-        yield draft
-        _to_disk(draft, os.O_RDWR)
-        os.replace(draft, path)
-        _to_disk(path.parent, os.O_RDONLY)
-    finally:
-        draft.unlink(missing_ok=True)
+        import fcntl
+    except ModuleNotFoundError:  # Windows: a byte behind all content, which stays readable
+        import msvcrt
 
-
-def _to_disk(path, mode):
-    if os.name == "nt" and mode == os.O_RDONLY:  # Windows opens no folders
+        os.lseek(file.fileno(), 2**30, os.SEEK_SET)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+        finally:
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
         return
-    descriptor = os.open(path, mode)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _folder_to_disk(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,27 +7,45 @@ be read; the last that the run is finished. The files that people want are made 
 
 import json
 import shutil
+import unicodedata
 from functools import partial
 
 import numpy as np
 
 from frcnn.data.images import SUFFIXES, read_image, write_image
+from frcnn.data.readers.problems import printable
 from frcnn.data.threads import map_in_threads
-from frcnn.files import replacing
+from frcnn.files import fitting, is_of_the_name, locked, remove_drafts, replacing
 from frcnn.inference import detect_stream
-from frcnn.outputs import unique_stems, write_crops, write_csv, write_json, write_voc, write_yolo
+from frcnn.outputs import (
+    unique_names,
+    unique_stems,
+    write_crops,
+    write_csv,
+    write_json,
+    write_voc,
+    write_yolo,
+)
 from frcnn.records import Detections
 from frcnn.visualize import draw_detections
 
 JOURNAL = "detections.journal.jsonl"
 ERRORS = "errors.txt"
-RESULTS = ("pictures", "crops", "voc", "yolo", "detections.json", "detections.images.json", "detections.csv", ERRORS)
+LOCK = ".detect.lock"
+FOLDERS = ("pictures", "crops", "voc", "yolo")
+RESULTS = (*FOLDERS, "detections.json", "detections.images.json", "detections.csv", ERRORS)
+
+
+def lock(output):
+    """Keep other detections out of an output folder (Path) for a block; ValueError where another process is at work."""
+    return locked(output / LOCK, f"{output} is being written to", "wait for that one, or name another output folder")
 
 
 def begin(output, settings, resume):
-    """Start a journal, or go on with the one that is there.
+    """Start a journal, or go on with the one that is there; to be called within `lock`.
 
-    A run that starts anew removes the results of the finished one before it, so that the two never mix.
+    A run that starts anew removes the results of the finished one before it, so that the two never mix. What a killed
+    one left half written is removed.
 
     Args:
         output: Path of the output folder; made if it is missing.
@@ -40,6 +58,9 @@ def begin(output, settings, resume):
     Raises:
         ValueError: the folder holds a run with other settings (resume), or an unfinished one (no resume).
     """
+    remove_drafts(output, *(folder for name in FOLDERS for folder in (output / name, *(output / name).rglob("*/"))))
+    for file in (output / name for name in FOLDERS if (output / name).is_file()):
+        raise ValueError(f"{file} is a file where a folder is to be made: move it, or name another output folder")
     entries = _read_journal(output)
     header, last, done = next(entries, {}), {}, set()
     for last in entries:
@@ -78,11 +99,12 @@ def detect_folder(detector, names, output, settings, done=()):
         the number of pictures that this call has finished, after each.
 
     Raises:
-        ValueError, OSError: something cannot be written.
+        ValueError, OSError: nothing can be written any more. What only one picture's file is in the way of, such as a
+            size that its format cannot hold, is written down in the journal beside its detections.
     """
-    stems = dict(zip(names, unique_stems(names.values())))
+    places = _places(names, output)
     waiting = [path for path in names if path not in done]
-    finish = partial(_finish, names, stems, output, settings)
+    finish = partial(_finish, places, output, settings)
     data, batch_size = detector.config.data, detector.config.detect.batch_size
     whole, entries = 0, []
     with open(output / JOURNAL, "a", encoding="ascii") as journal:
@@ -99,7 +121,7 @@ def detect_folder(detector, names, output, settings, done=()):
             yield number
 
 
-def write_results(names, class_names, output, formats):
+def write_results(names, class_names, output, formats, unlisted=None):
     """Make the files of a run from its journal, and mark it as finished.
 
     Args:
@@ -107,27 +129,28 @@ def write_results(names, class_names, output, formats):
         class_names: tuple of K strings.
         output: Path of the output folder.
         formats: which of "json", "csv", "voc", "yolo".
+        unlisted: dict from the path of each folder that could not be listed to the reason, or None.
 
     Returns:
-        dict from the path of each picture that could not be read to the reason.
+        dict from the path of each folder or picture that could not be read, or of which a file could not be written,
+        to the reason.
 
     Raises:
-        ValueError, OSError: something cannot be written, or a detection is not finite.
+        ValueError, OSError: nothing can be written any more, or a detection is not finite.
     """
-    stems = dict(zip(names, unique_stems(names.values())))
+    broken = dict(unlisted or {})
     if "json" in formats:
         write_json(output / "detections.json", read_detections(output, class_names, names))
     if "csv" in formats:
         write_csv(output / "detections.csv", read_detections(output, class_names, names))
-    for format, write, suffix in (("voc", write_voc, ".xml"), ("yolo", write_yolo, ".txt")):
-        for found in read_detections(output, class_names, names) if format in formats else ():
-            write(output / format / (stems[found.path] + suffix), found)
+    for format in {"voc", "yolo"} & set(formats):
+        broken |= _write_beside(format, read_detections(output, class_names, names), _places(names, output), output)
     if "yolo" in formats:
         with replacing(output / "yolo" / "classes.txt") as file:
             file.writelines(f"{name}\n" for name in class_names)
-    broken = _broken(output, names)
+    broken |= _broken(output, names)
     with replacing(output / ERRORS) as file:
-        file.writelines(f"{reason}\n" for reason in broken.values())
+        file.writelines(f"{printable(reason)}\n" for reason in broken.values())
     if not broken:
         (output / ERRORS).unlink()
     absent = next(_read_journal(output))["absent"]
@@ -167,7 +190,37 @@ def _read_journal(output):
             yield from entries
 
 
-def _finish(names, stems, output, settings, item):
+def _places(names, output):
+    """{path: (name of its drawing, what its other files are called without suffix)}; `names`: see `detect_folder`."""
+    same = _same_names(output)
+    drawn = [name if name.lower().endswith(SUFFIXES) else fitting(name, ".jpg") for name in names.values()]
+    return dict(zip(names, zip(unique_names(drawn, same), unique_stems(names.values(), same))))
+
+
+def _same_names(output):
+    """The function `same` of `unique_names`, of a folder that holds a journal."""
+    return _fold if (output / JOURNAL.upper()).exists() else str
+
+
+def _fold(name):
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _write_beside(format, found, places, output):
+    """Write a VOC or YOLO file for each picture; {path: reason} of those that can have none."""
+    (write, suffix), failed = {"voc": (write_voc, ".xml"), "yolo": (write_yolo, ".txt")}[format], {}
+    for detections in found:
+        file = output / format / fitting(places[detections.path][1], suffix)
+        try:
+            write(file, detections)
+        except OSError as error:
+            if not is_of_the_name(error):
+                raise
+            failed[detections.path] = f"{file}: cannot be written ({error.strerror})"
+    return failed
+
+
+def _finish(places, output, settings, item):
     """Draw a picture and cut it up, in a thread; what the journal says about it."""
     path, found = item
     try:
@@ -177,12 +230,19 @@ def _finish(names, stems, output, settings, item):
     except ValueError as error:
         return {"path": path, "error": str(error)}
     found = found if settings["classes"] is None else found.of_classes(settings["classes"])
-    shown = found.above(settings["draw_score"])
-    if settings["pictures"]:
-        target = output / "pictures" / (names[path] + ("" if path.lower().endswith(SUFFIXES) else ".jpg"))
-        write_image(target, draw_detections(image, shown))
-    if settings["crops"]:
-        write_crops(output / "crops", stems[path], image, shown)
     # Numpy's text of a float32 is the shortest that gives it back, a third as long as that of its float64.
     boxes, scores = (array.astype(str).astype(np.float64).tolist() for array in (found.boxes, found.scores))
-    return {"path": path, "size": found.size, "boxes": boxes, "scores": scores, "labels": found.labels.tolist()}
+    entry = {"path": path, "size": found.size, "boxes": boxes, "scores": scores, "labels": found.labels.tolist()}
+    shown, (name, stem) = found.above(settings["draw_score"]), places[path]
+    writers = {
+        "pictures": lambda: write_image(output / "pictures" / name, draw_detections(image, shown)),
+        "crops": lambda: write_crops(output / "crops", stem, image, shown, _same_names(output)),
+    }
+    for write in (writers[kind] for kind in writers if settings[kind]):
+        try:
+            write()
+        except (ValueError, OSError) as error:
+            if not is_of_the_name(error):
+                raise
+            entry["error"] = str(error)  # its detections are there all the same
+    return entry

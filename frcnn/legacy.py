@@ -8,7 +8,9 @@ import pickletools
 
 from frcnn.files import read_at_most, reading
 
-MOST_BYTES = 1 << 18  # of a pickle, and of the text it repeats; a config of 100 classes has 4,000
+MOST_BYTES = 1 << 26  # of a pickle; a config of 100 classes has 4,000
+_MOST_REPEATED = 1 << 18  # letters of the texts that a pickle repeats
+_MOST_STEPS = 1 << 20  # opcodes of a pickle: a class takes two, and a million a second
 _MOST_NESTED = 8
 _LITERALS = {
     "INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
@@ -64,7 +66,9 @@ def read_pickle(path):
 
 def _interpret(data):
     stack, marks, memo, repeated = [], [], {}, 0
-    for opcode, argument, _ in pickletools.genops(data):
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if step >= _MOST_STEPS:
+            raise Refused(f"more than {_MOST_STEPS} steps")
         name = opcode.name
         if name in _LITERALS:
             stack.append(argument)
@@ -86,7 +90,7 @@ def _interpret(data):
             _build(name, argument, taken, stack)
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise Refused(f"opcode {name}")
-        if repeated > MOST_BYTES:
+        if repeated > _MOST_REPEATED:
             raise Refused("one text used again and again")
     (value,) = stack
     return value

@@ -5,20 +5,26 @@ in which nothing was found from one never looked at, and replace an older file o
 """
 
 import csv
+import functools
+import itertools
 import json
+import os
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import numpy as np
 
 from frcnn.data.images import write_image
-from frcnn.files import replacing
+from frcnn.files import fitting, is_of_the_name, replacing
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 5
 YOLO_DECIMALS = 6
+# Control characters (a reader would turn line ends into others), halves of letters, and what is no character.
+_NOT_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_ON_WINDOWS = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)  # devices, whatever the suffix
 
 
 def write_json(path, detections):
@@ -81,15 +87,22 @@ def write_csv(path, detections):
     """
     path = Path(path)
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "x1", "y1", "x2", "y2", "score", "class"])
+        write_rows(file, [["file", "x1", "y1", "x2", "y2", "score", "class"]])
         for found in detections:
             boxes, scores = _rounded(found)
             rows = zip(boxes.tolist(), scores.tolist(), _label_names(found))
-            writer.writerows([found.path, *box, score, name] for box, score, name in rows)
+            write_rows(file, ([found.path, *box, score, name] for box, score, name in rows))
             if not len(found):
-                writer.writerow([found.path, "", "", "", "", "", ""])
+                write_rows(file, [[found.path, "", "", "", "", "", ""]])
     return path
+
+
+def write_rows(file, rows):
+    """Write rows of plain values as CSV into an open file."""
+    plain, quoted = (csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        # Readers end a row at "\r" too, which may stand in the name of a file; the csv of Python 3.11 leaves it bare.
+        (quoted if "\r" in str(row[0]) else plain).writerow(row)
 
 
 def write_voc(path, found):
@@ -115,7 +128,7 @@ def write_voc(path, found):
 
 
 def write_voc_file(path, picture, size, names, corners, objects):
-    """Write a Pascal VOC annotation.
+    """Write a Pascal VOC annotation; a character that XML cannot hold is written as Python escapes it, `\\x01`.
 
     Args:
         path: XML file to write; missing folders are made.
@@ -160,38 +173,91 @@ def yolo_shares(boxes, size):
     return np.concatenate([(low + high) / 2, high - low], axis=1) / [*size[::-1], *size[::-1]]
 
 
-def write_crops(folder, name, image, found):
+def write_crops(folder, name, image, found, same=str):
     """Cut the detections out of their picture: `folder/<class>/<name>_<n>.jpg`, n from 1, best first.
 
     Args:
-        folder: where the folders of the classes are made; what a folder's name cannot hold becomes "_".
+        folder: where the folders of the classes are made, see `crop_folders`.
         name: the picture's, without suffix; it may hold folders.
         image: (H, W, 3) uint8 RGB.
         found: Detections.
+        same: see `unique_names`.
 
     Raises:
-        ValueError: a file cannot be written.
+        ValueError: a file cannot be written; the others are.
     """
-    edge = np.array(image.shape[1::-1])
+    edge, places, failed = np.array(image.shape[1::-1]), crop_folders(found.class_names, same), None
     first = np.clip(np.floor(found.boxes[:, :2]), 0, edge - 1).astype(int)
     last = np.clip(np.ceil(found.boxes[:, 2:]), first + 1, edge).astype(int)
     for index, ((x1, y1), (x2, y2)) in enumerate(zip(first, last)):
-        path = Path(folder, _folder_name(found, index), f"{name}_{index + 1}.jpg")
-        write_image(path, image[y1:y2, x1:x2])
+        path = Path(folder, places[found.labels[index]], fitting(name, f"_{index + 1}.jpg"))
+        try:
+            write_image(path, image[y1:y2, x1:x2])
+        except ValueError as error:
+            if not is_of_the_name(error):
+                raise
+            failed = error
+    if failed:
+        raise failed
 
 
-def unique_stems(names):
+@functools.lru_cache(maxsize=8)
+def crop_folders(class_names, same=str):
+    """What the folders of the classes are called, a list of strings, no two the same.
+
+    What the name of a folder cannot hold, here or on Windows, becomes "_"; the label then stands before it.
+
+    Args:
+        class_names: tuple of K strings.
+        same: see `unique_names`.
+    """
+    names = []
+    for label, name in enumerate(class_names):
+        safe = fitting(re.sub(r"[^\w .+-]", "_", name).strip(" ."))
+        names.append(safe if safe and safe == name and not _ON_WINDOWS.fullmatch(name) else fitting(f"{label}_{safe}"))
+    return unique_names(names, same)
+
+
+def unique_stems(names, same=str):
     """Shorten file names to what a file beside each can be called: without suffix, where no other is then the same.
 
     Args:
         names: list of distinct relative paths, "/" between their parts.
+        same: see `unique_names`.
 
     Returns:
         list of strings: ["a.jpg", "b.jpg", "b.png"] gives ["a", "b.jpg", "b.png"].
     """
-    stems = [str(Path(name).with_suffix("")) for name in names]
-    times = Counter([*stems, "classes"])  # YOLO's list of the classes lies there too
-    return [stem if times[stem] == 1 else name for stem, name in zip(stems, names)]
+    names = list(names)
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    folders = {str(folder) for place in {*map(os.path.dirname, names)} for folder in (place, *Path(place).parents)}
+    beside = (re.fullmatch(r"(.+)(\.xml|\.txt|_\d+\.jpg)", folder) for folder in folders)  # no file is called like that
+    taken = {"classes", *(match[1] for match in beside if match)}  # YOLO's list of the classes lies there too
+    while True:
+        times = Counter(map(same, [*stems, *taken]))
+        clashing = [index for index, stem in enumerate(stems) if times[same(stem)] > 1 and stem != names[index]]
+        if not clashing:
+            return unique_names(stems, same, taken)
+        for index in clashing:  # a whole name may be the stem of another: a.png of a.png.png
+            stems[index] = names[index]
+
+
+def unique_names(names, same=str, taken=()):
+    """Number names that come again: ["a.png", "A.png"] becomes ["a.png", "A_2.png"] where these are the same.
+
+    Args:
+        names: list of strings, "/" between the parts of a path.
+        same: function that gives equal texts for names that a file system takes for one.
+        taken: names that no other may have.
+    """
+    own, used, unique = set(map(same, names)), set(map(same, taken)), []
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        numbered = (fitting(f"{stem}_{number}", suffix) for number in itertools.count(2))
+        free = itertools.chain([name][: same(name) not in used], (name for name in numbered if same(name) not in own))
+        unique.append(next(name for name in free if same(name) not in used))
+        used.add(same(unique[-1]))
+    return unique
 
 
 def _require_same_classes(index, found, names):
@@ -230,15 +296,7 @@ def json_lines(entries, before=0):
 
 def _add(parent, **texts):
     for tag, text in texts.items():
-        ElementTree.SubElement(parent, tag).text = str(text)
-
-
-def _folder_name(found, index):
-    """The class's name; with the label before it where a character had to go, lest two classes become one."""
-    label = found.labels[index]
-    name = found.class_names[label]
-    safe = re.sub(r"[^\w .+-]", "_", name).strip(" .")
-    return safe if safe == name else f"{label}_{safe}"
+        ElementTree.SubElement(parent, tag).text = _NOT_XML.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def _label_names(found):

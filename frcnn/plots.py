@@ -9,6 +9,7 @@ import pandas as pd
 from frcnn.files import replacing
 
 _MOST_CURVES = 20  # that a legend names
+_MOST_CLASSES = 80  # of a matrix: a picture of more would be large, and unreadable
 _SCORES = {"val_map": "mAP", "val_accuracy": "accuracy"}
 _LOSSES = ("loss", "rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 
@@ -87,6 +88,8 @@ def plot_precision_recall(result, path):
 def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
     """Plot the counts of `frcnn.evaluation.confusion_matrix` into a PNG file, coloured by their share of the row.
 
+    Of more than 80 classes those with the most errors, in their row and column, are shown; the title says so.
+
     Args:
         matrix: (K + 1, K + 1) int, or (K, K) of a classifier, without background and missed; zeros stay empty.
         class_names: K strings.
@@ -98,19 +101,21 @@ def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
     """
     from matplotlib.figure import Figure
 
-    count = len(matrix)
+    kept, has_background = _most_confused(matrix, len(class_names)), len(matrix) > len(class_names)
+    if len(kept) < len(matrix):
+        title += f"\nthe {_MOST_CLASSES} most confused of {len(class_names):,} classes"
+    names, sums = [_short(class_names[index]) for index in kept if index < len(class_names)], matrix.sum(axis=1)[kept]
+    matrix, count = matrix[np.ix_(kept, kept)], len(kept)
     cell, font_size = (0.8, 10) if count <= 12 else (0.4, 7)
     side = max(5, 2.5 + count * cell)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares = matrix / np.maximum(sums, 1)[:, None]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(matrix):
         colour = "white" if shares[row, column] > 0.6 else "black"
         style = {"color": colour, "fontsize": font_size, "ha": "center", "va": "center", "in_layout": False}
         axes.text(column, row, str(matrix[row, column]), **style)
-    names = [_short(name) for name in class_names]
-    has_background = count > len(names)
     for edge in np.arange(count) - 0.5:
         colour = "black" if has_background and edge == count - 1.5 else "0.9"
         axes.axhline(edge, color=colour, linewidth=0.8)
@@ -123,6 +128,13 @@ def plot_confusion_matrix(matrix, class_names, path, title="Confusion matrix"):
         title=f"{title}\ncolour: share of the row",
     )
     return _save(figure, path)
+
+
+def _most_confused(matrix, classes):
+    """The indices of the classes that a plot has room for, in their order, and of background and missed."""
+    errors = (matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal())[:classes]
+    most = np.sort(np.argsort(-errors, kind="stable")[:_MOST_CLASSES])
+    return np.append(most, np.arange(classes, len(matrix)))
 
 
 def _save(figure, path):

@@ -1,5 +1,6 @@
 """The plain records that everything at the edges speaks: a picture with its boxes or class, what was found in one."""
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -161,6 +162,27 @@ class Detections:
 
     def _where(self, keep):
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+
+def require_class_names(class_names):
+    """The names as a tuple; raise ValueError if there is none, one comes twice, or one cannot be written in a line."""
+    class_names = tuple(class_names)
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise ValueError(f"class_names {class_names} must be one or more distinct names")
+    for name in class_names:
+        if problem := name_problem(name):
+            raise ValueError(problem)
+    return class_names
+
+
+def name_problem(name):
+    """A sentence about a class name that files of lines could not give back, else ""."""
+    if not isinstance(name, str) or not name.strip():
+        return f"a class is called {name!r}: give it a name that can be seen"
+    odd = next((letter for letter in name if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if odd is None:
+        return ""
+    return f"the class name {name!r:.80} holds {odd!a}, a line break, control character or half a letter: rename it"
 
 
 def _set(record, **values):

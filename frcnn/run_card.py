@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from frcnn import backend, machine, memory
+from frcnn.checkpoints import describe_no_best
 from frcnn.config import changed_fields, describe_config
 from frcnn.data.images import read_image
 from frcnn.files import replacing
@@ -185,6 +186,7 @@ def describe_progress(rows, monitor, steps):
         "pictures_per_second": sum(speeds) / len(speeds) if speeds else None,
         "last_epoch": rows[-1] if rows else None,
         "best_epoch": best(known, key=lambda row: row[monitor]) if known else None,
+        "no_best_epoch": describe_no_best([row.get(monitor) for row in rows]) if rows else "",
     }
 
 
@@ -216,7 +218,8 @@ def to_html(card, config, curves, figures):
         "seed": card["seed"],
         "initial weights": "; ".join(line.strip() for line in card["initial_weights"]),
     }
-    notes = "".join(f"<li class=warning>{as_text(text)}</li>" for text in card["warnings"])
+    warned = [*card["warnings"], *filter(None, [card["no_best_epoch"]])]
+    notes = "".join(f"<li class=warning>{as_text(text)}</li>" for text in warned)
     whole = "\n".join(as_text(line) for line in describe_config(config).splitlines())
     parts = [
         f"<h1>{as_text(curves.parent.name)}</h1><ul>{notes}</ul>{facts(progress)}",

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from frcnn.checkpoints import best_epoch, is_finished, write_checkpoint
-from frcnn.files import draft_of, replacing
+from frcnn.files import replacing
 from frcnn.plots import plot_history
 from frcnn.stopping import Stop
 
@@ -220,7 +220,7 @@ def save_weights(model, path):
     """
     memory = _Memory()
     model.save_weights(memory)
-    with draft_of(path) as draft, open(draft, "wb") as file:
+    with replacing(path, binary=True, durable=True) as file:
         file.write(memory.getbuffer())
 
 

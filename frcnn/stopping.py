@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 GRACE = 9.0  # seconds; whoever stops programs politely kills them after ten
 
 
@@ -44,7 +45,9 @@ class Stop:
 
 @contextlib.contextmanager
 def stopping(say, hint):
-    """Let SIGINT (Ctrl-C) and SIGTERM end what runs inside, which must be the main thread's; gives a `Stop`.
+    """Let SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed) end what runs inside; gives a `Stop`.
+
+    It must be the main thread's. What the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
 
     A thread of its own sees each signal at once, also while the main thread is busy in a backend. At the second one, or
     `GRACE` seconds after the first, it ends the process on the spot.
@@ -57,7 +60,9 @@ def stopping(say, hint):
     reader, writer = socket.socketpair()  # not a pipe, for which Windows cannot wait
     writer.setblocking(False)
     old_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    old = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    old = {number: signal.signal(number, stop.handle) for number in heeded}
     watch = threading.Thread(target=_watch, args=(reader, say, hint), name="frcnn-signals", daemon=True)
     watch.start()
     try:

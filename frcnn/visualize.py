@@ -201,6 +201,9 @@ def _draw_label(canvas, taken, text, corners, colour):
 
 def _cut_to(width, text, scale, weight):
     """As much of the text as fits into `width` pixels, and its width: half a name can be read, tiny letters cannot."""
+    text = (
+        text[: max(1, width)].encode(errors="replace").decode()
+    )  # OpenCV dies of half a letter, as names of files have
     text_width = cv2.getTextSize(text, _FONT, scale, weight)[0][0]
     while text_width > width and len(text) > 1:
         text = text[:-1]

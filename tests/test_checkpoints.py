@@ -166,7 +166,7 @@ def test_another_list_of_classes_is_refused():
 
 @pytest.mark.parametrize(
     ("scores", "best"),
-    [([0.5], 0), ([0.1, 0.3, 0.2], 1), ([0.3, 0.3], 0), ([np.nan, 0.0], 1), ([np.nan, np.nan], 0)],
+    [([0.5], 0), ([0.1, 0.3, 0.2], 1), ([0.3, 0.3], 0), ([np.nan, 0.0], 1), ([np.nan, np.nan], 1)],
 )
 def test_the_best_epoch(scores, best):
     assert best_epoch([{"val_map": score} for score in scores], "val_map") == best
@@ -244,7 +244,7 @@ def test_a_second_training_in_a_folder_is_refused_and_told_of_the_first(tmp_path
 
 def test_what_a_killed_training_left_is_no_obstacle_and_is_cleared_away(tmp_path):
     path = write(tmp_path)
-    drafts = [path.with_name(f".7.tmp.{path.name}"), tmp_path / ".8.tmp.best.weights.h5", tmp_path / ".x.csv.9.tmp"]
+    drafts = [folder / ".frcnn-7-0123abcd.tmp" for folder in (path.parent, tmp_path)]
     for file in (*drafts, path.with_name("lock")):
         file.write_text("process 7 on a machine that was switched off, since 2020-01-01 00:00:00")
     with lock_run(tmp_path):

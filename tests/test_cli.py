@@ -463,6 +463,49 @@ def test_a_reader_that_leaves_early_is_no_mistake():
     assert (finished.returncode, finished.stderr) == (141, "")
 
 
+PRINTS = """
+import sys
+from frcnn import cli
+from frcnn.cli import {command}
+
+def run(arguments):
+    for _ in range(3):
+        print("a line", flush=True)
+        sys.stderr.write("another")
+    open("product", "w").close()
+    raise ValueError("the end")
+
+{command}.run = run
+sys.exit(cli.main({arguments}))
+"""
+
+
+@pytest.mark.parametrize("end", ["pipe", "terminal"])
+@pytest.mark.parametrize(
+    ("command", "arguments", "status"),
+    [("train", [], 2), ("inspect", ["model", "--output", "o"], 2), ("inspect", ["model"], 141)],
+)
+def test_a_command_that_makes_files_goes_on_when_nobody_reads(tmp_path, end, command, arguments, status):
+    """`frcnn train | head -n 1` when head is gone; a terminal that was closed under nohup."""
+    reader, writer = os.openpty() if end == "terminal" else os.pipe()
+    os.close(reader)
+    program = PRINTS.format(command=command, arguments=[command, *arguments])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    streams = {"stdout": writer, "stderr": writer, "env": environment}
+    finished = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False, **streams)
+    os.close(writer)
+    assert finished.returncode == status or (end, status) == ("terminal", 141)
+    assert (tmp_path / "product").exists() is (status != 141)
+
+
+def test_a_name_that_no_console_shows_is_escaped(tmp_path):
+    program = PRINTS.format(command="train", arguments=["train"]).replace("a line", "\\udcff ü")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", program]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert finished.stdout == "\\udcff \\xfc\n" * 3 and finished.stderr.endswith("frcnn train: the end\n")
+
+
 def test_the_traceback_can_be_had(monkeypatch):
     monkeypatch.setenv("FRCNN_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown field"):

@@ -167,6 +167,30 @@ def test_an_interrupted_run_goes_on(detect, work, monkeypatch, fails):
     assert {name: (work / "found" / name).read_bytes() for name in names} == before
 
 
+def test_a_second_detection_into_the_same_folder_is_refused(detect, work):
+    from frcnn import folders
+
+    with folders.lock(work / "found"):
+        assert_one_sentence(detect("--output", "found"), f"found is being written to by process {os.getpid()} on ")
+    assert files(work / "found") == [] and detect("--output", "found")[0] == 0
+
+
+def test_a_folder_that_cannot_be_listed_is_said_and_the_rest_goes_on(detect, work, monkeypatch):
+    real = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("late"):
+            raise PermissionError(13, "Permission denied", place)
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    code, out, error = detect()
+    assert code == 1 and "3 pictures, 6 detections" in out
+    assert error == "frcnn detect: skipped: pictures/day/late: the folder cannot be listed (Permission denied)\n"
+    assert (work / "detections" / "errors.txt").read_text() in error
+    assert_one_sentence(detect("-p", "pictures/day/late", "--output", "o"), "late: the folder cannot be listed")
+
+
 def test_pictures_are_named_by_their_place_in_the_folder(work):
     assert find_pictures("pictures/", work / "out") == {
         "pictures/a.png": "a.png",

@@ -236,6 +236,12 @@ def test_saving_and_reading_both_files_gives_the_same_config(tmp_path):
     assert load_run_config(folder) == load_run_config(folder / "config.pickle") == (config, ("circle", "été, 'x'"))
 
 
+def test_a_list_of_very_many_classes_comes_back(tmp_path):
+    names = tuple(f"{'a long name of a class ' * 5}{number}" for number in range(20_000))
+    save_config(Config(), tmp_path, names)
+    assert load_run_config(tmp_path)[1] == names
+
+
 def test_saved_yaml_explains_every_field(tmp_path):
     save_config(Config(), tmp_path, [])
     lines = (tmp_path / "config.yaml").read_text().splitlines()

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from frcnn.cli import main
 from frcnn.convert import TARGETS, find_losses, name_parts, read_parts, write_parts
 from frcnn.data.readers import FORMATS, read_records
+from frcnn.files import fitting, locked
 from frcnn.records import ImageRecord
 
 HEIGHT, WIDTH = 40, 60
@@ -161,6 +163,25 @@ def test_what_a_format_cannot_hold_is_listed(pictures):
         **{to: [*neither, order] for to in ("simple", "label-studio", "huggingface")},
     }
     assert find_losses([record(pictures[0])], ("zebra",), "simple") == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.json", "ä" * 127])
+def test_what_a_killed_process_left_is_removed_and_a_living_one_is_waited_for(pictures, tmp_path, name):
+    """A fork that is killed while it writes; another that holds the target."""
+    parts, to = {"train": [record(pictures[0])]}, "coco" if name == "out.json" else "yolo"
+    if not os.fork():
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            write_parts(tmp_path / name, parts, NAMES, to)
+        finally:
+            os._exit(1)
+    os.wait()
+    assert len(list(tmp_path.iterdir())) == 2  # draft and lock
+    refused = pytest.raises(ValueError, match=r"is being written by process \d+ on .*: wait for that")
+    with locked(tmp_path / fitting(f".frcnn-{name}", ".lock"), "", ""), refused:
+        write_parts(tmp_path / name, parts, NAMES, to)
+    write_parts(tmp_path / name, parts, NAMES, to)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_taken_target_is_refused_and_an_empty_one_filled(pictures, tmp_path):

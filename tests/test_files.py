@@ -1,9 +1,12 @@
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from frcnn.files import find_files, open_regular, replacing
+from frcnn.files import find_files, fitting, locked, open_regular, remove_drafts, replacing, require_room
 
 
 @pytest.fixture
@@ -101,3 +104,86 @@ def test_only_files_are_opened_and_nothing_is_waited_for(tmp_path):
             open_regular(name)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "b" * 250 + ".xml"])
+def test_every_name_that_a_file_can_have_can_be_written(tmp_path, name):
+    with replacing(tmp_path / name) as file:
+        file.write("1")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_names_that_are_too_long_are_cut_and_stay_different():
+    assert fitting("f/" + "a" * 250, ".xml") == "f/" + "a" * 250 + ".xml" and fitting("a") == "a"
+    cut = [fitting(f"f/{'ä' * 126}{end}", "_12.jpg") for end in "bc"]
+    assert len(set(cut)) == 2
+    for name in cut:
+        assert name.startswith("f/ä") and name.endswith("_12.jpg") and len(os.fsencode(name[2:])) <= 255
+    assert len(os.fsencode(fitting("\udcff" * 300))) <= 255
+
+
+def wait_in(tmp_path, block):
+    """A process that has entered `with <block>:` in `frcnn.files`."""
+    program = f"import time\nfrom pathlib import Path\nfrom frcnn.files import *\nwith {block}:\n"
+    program += "    print('in', flush=True)\n    time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "in\n"
+    return process
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_drafts_of_the_killed_are_removed_and_those_of_the_living_are_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    living, killed = (wait_in(tmp_path, f"replacing('{name}')") for name in ("living", "killed"))
+    assert len(list(tmp_path.iterdir())) == 2
+    kill(killed)
+    remove_drafts(tmp_path, tmp_path / "absent")
+    (draft,) = tmp_path.iterdir()
+    assert f"-{living.pid}-" in draft.name
+    kill(living)
+
+
+def test_a_lock_goes_with_its_process_and_its_file_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    path, texts = tmp_path / "lock", ("it is written", "wait")
+    process = wait_in(tmp_path, f"locked(Path('lock'), *{texts})")
+    with (
+        pytest.raises(ValueError, match=rf"^it is written by process {process.pid} on .*: wait$"),
+        locked(path, *texts),
+    ):
+        pass
+    kill(process)
+    assert path.exists()
+    with locked(path, *texts), pytest.raises(ValueError, match=f"by process {os.getpid()} on"), locked(path, *texts):
+        pass
+    assert not path.exists()
+
+
+def test_a_folder_in_the_way_is_found_before_it_is_written_to(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    require_room(tmp_path / "new" / "er", ["a.json"])
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"a.json is a folder where a file is to be written: move it"):
+        require_room(tmp_path, ["b.json", "a.json"])
+
+
+def test_a_sub_folder_that_cannot_be_listed_is_told_and_passed_over(tree, monkeypatch):
+    real, shut = os.scandir, os.path.join(tree, "c")
+
+    def scandir(place):
+        if place == shut:
+            raise PermissionError(13, "Permission denied", place)
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    unlisted = {}
+    found = [os.path.relpath(path, tree) for path in find_files(tree, (".png", ".jpg"), unlisted=unlisted)]
+    assert "a.png" in found and "z/1.png" in found and "c/2.jpg" not in found
+    assert unlisted == {shut: f"{shut}: the folder cannot be listed (Permission denied)"}
+    for arguments in ((tree, (".png",)), (shut, (".png",), None, {})):
+        with pytest.raises(ValueError, match="cannot be listed"):
+            find_files(*arguments)

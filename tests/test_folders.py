@@ -1,19 +1,23 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from frcnn.folders import JOURNAL, begin, detect_folder, read_detections, write_results
+from frcnn.folders import JOURNAL, LOCK, begin, detect_folder, lock, read_detections, write_results
 from frcnn.inference import fingerprint
 from tests.contracts import assert_is_detections
 from tests.oracles.fake_detector import fake_detector
 from tests.oracles.tiny import CLASS_NAMES
 
 pytestmark = pytest.mark.tensorflow
+ROOT = Path(__file__).parents[1]
 FORMATS = ("json", "csv", "voc", "yolo")
 SETTINGS = {"classes": None, "draw_score": 0.5, "pictures": True, "crops": True, "weights": "abc"}
 BROKEN = ("03.png", "a/07.png")
@@ -223,6 +227,57 @@ def test_what_opencv_cannot_write_is_drawn_as_jpeg(output, draw_picture, tmp_pat
     path = path.rename(path.with_suffix(".jfif"))
     run({str(path): "a.jfif"}, output, crops=False)
     assert cv2.imread(str(output / "pictures" / "a.jfif.jpg")).shape == (40, 60, 3)
+
+
+def test_files_that_cannot_be_written_are_named_and_the_rest_goes_on(output, draw_picture, tmp_path):
+    """A crop of a name of 255 bytes; a picture too wide for its suffix, with what it shows; one named as a folder."""
+    long, wide = f"{'ä' * 120}{'b' * 11}.png", "wide.webp"
+    draw_picture("in/wide.png", 20, 17_000).rename(tmp_path / "in" / wide)
+    for name in (long, "c.png", "c.xml/d.png"):
+        draw_picture(f"in/{name}")
+    (output / "voc" / "wide.xml").mkdir(parents=True)
+    names = {str(tmp_path / "in" / name): name for name in (long, wide, "c.png", "c.xml/d.png")}
+    broken = run(names, output)
+    assert [names[path] for path in broken] == [wide] and "17,000 pixels" in broken[str(tmp_path / "in" / wide)]
+    assert len(list(read_detections(output, CLASS_NAMES, names))) == 4
+    written = content(output)
+    assert {f"pictures/{long}", f"voc/{long[:-4]}.xml", "voc/c.png.xml", "voc/c.xml/d.xml", "yolo/wide.txt"} <= set(
+        written
+    )
+    assert len([name for name in written if name.startswith("crops/")]) == 8
+    assert run(names, output, resume=True) == broken and content(output) == written
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pictures").touch()
+    with pytest.raises(ValueError, match="pictures is a file where a folder is to be made"):
+        begin(tmp_path / "other", SETTINGS, resume=False)
+
+
+KILLED = """
+import os, signal
+from frcnn import files, folders
+real, count = os.replace, iter(range(9))
+os.replace = lambda *paths: real(*paths) if next(count, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
+from tests.test_folders import *
+names, output = {names!r}, Path({output!r})
+with folders.lock(output):
+    run(names, output)
+"""
+
+
+def test_after_a_kill_nothing_half_written_stays_and_the_folder_is_free(names, output, tmp_path):
+    program = KILLED.format(names=names, output=str(output))
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    drafts = [path for path in output.rglob(".*") if path.name != LOCK]
+    assert killed.returncode == -signal.SIGKILL and drafts and (output / LOCK).exists(), killed.stderr
+    with (
+        lock(output),
+        pytest.raises(ValueError, match=r"out is being written to by process \d+ on .*: wait for"),
+        lock(output),
+    ):
+        pass
+    with lock(output):
+        broken = run(names, output, resume=True)
+    assert broken == run(names, tmp_path / "whole") and content(output) == content(tmp_path / "whole")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of other systems are Unicode")

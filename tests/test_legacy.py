@@ -262,7 +262,9 @@ def test_half_a_config_is_refused(write, content, what):
     ],
     ids=["a list in itself", "a list twice", "a text 100 times", "a large file"],
 )
-def test_what_could_grow_is_refused(write, content, what):
+def test_what_could_grow_is_refused(write, content, what, monkeypatch):
+    monkeypatch.setattr("frcnn.legacy.MOST_BYTES", 1 << 18)
+    monkeypatch.setattr("frcnn.legacy._MOST_STEPS", 1000)
     pickle.loads(content)
     assert_refused(write(content), what)
 

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -7,7 +8,16 @@ import pandas as pd
 import pytest
 
 from frcnn.data.readers import read_records
-from frcnn.outputs import unique_stems, write_crops, write_csv, write_json, write_voc, write_yolo
+from frcnn.outputs import (
+    crop_folders,
+    unique_names,
+    unique_stems,
+    write_crops,
+    write_csv,
+    write_json,
+    write_voc,
+    write_yolo,
+)
 from frcnn.records import Detections
 from tests.contracts import assert_is_detections
 
@@ -208,3 +218,54 @@ def test_stems_of_equal_names_keep_their_suffix():
     names = ["a.jpg", "b.jpg", "b.png", "c/b.png", "v1.2.jpg", "classes.jpg", "c/classes.jpg"]
     assert unique_stems(names) == ["a", "b.jpg", "b.png", "c/b", "v1.2", "classes.jpg", "c/classes"]
     assert unique_stems({}.values()) == []
+    # The whole name of one is the stem of another; a folder is called what a file beside a picture would be.
+    assert unique_stems(["a.png", "a.jpg", "a.png.png"]) == ["a.png", "a.jpg", "a.png.png"]
+    assert unique_stems(["b.png", "b.xml/c.png", "d.png", "d_1.jpg/e.png"]) == [
+        "b.png",
+        "b.xml/c",
+        "d.png",
+        "d_1.jpg/e",
+    ]
+    assert unique_stems(["classes.png", "classes"]) == ["classes.png", "classes_2"]
+    assert unique_stems(["A.png", "a.jpg"]) == ["A", "a"]
+    assert unique_stems(["A.png", "a.jpg", "a.PNG"], str.casefold) == ["A.png", "a.jpg", "a_2.PNG"]
+
+
+def test_names_are_numbered_where_they_come_again():
+    assert unique_names(["a.png", "A.png", "a_2.png", "A.PNG"], str.casefold) == [
+        "a.png",
+        "A_3.png",
+        "a_2.png",
+        "A_4.PNG",
+    ]
+    assert unique_names(["a.png", "A.png"]) == ["a.png", "A.png"]
+
+
+def test_each_class_has_a_folder_of_its_own():
+    names = ("a/b", "0_a_b", "a b", "..", "end.", "CON", "con.x", "Car", "car", "", "n" * 300, "größe")
+    found = crop_folders(names)
+    assert found == [
+        *("0_a_b", "0_a_b_2", "a b", "3_", "4_end", "5_CON", "6_con.x", "Car", "car", "9_"), found[10], "größe"
+    ]  # fmt: skip
+    assert len(found[10]) <= 255 and crop_folders(names, str.casefold)[7:9] == ["Car", "car_2"]
+
+
+def test_one_crop_that_its_format_cannot_hold_does_not_cost_the_others(tmp_path):
+    found = Detections([[0, 0, 66_000, 2], [0, 0, 9, 2]], [0.9, 0.8], [0, 0], ("wide",), "a.png")
+    with pytest.raises(ValueError, match=r"a_1.jpg: .*a side of 66,000 pixels is more than the 65,500 that .jpg holds"):
+        write_crops(tmp_path, "a", np.zeros((2, 66_000, 3), np.uint8), found)
+    assert [path.name for path in tmp_path.rglob("*.jpg")] == ["a_2.jpg"]
+
+
+@pytest.mark.parametrize("path", ["a\rb.png", "a\nb.png", "a\x01b.png", "a\udcffb.png", "a\ufffe,b.png", '<&a>".png'])
+def test_every_name_that_a_file_may_have_is_read_back(tmp_path, path):
+    found = Detections([[1, 2, 3, 4]], [0.5], [0], ("a\x02b",), path, (9, 9))
+    escaped = path.encode(errors="backslashreplace").decode()
+    assert json.loads(write_json(tmp_path / "a.json", [found])[0].read_text(encoding="utf-8"))[0]["file_name"] == path
+    rows = pd.read_csv(write_csv(tmp_path / "a.csv", [found, found]))
+    assert rows["file"].tolist() == [escaped] * 2 and rows["score"].tolist() == [0.5] * 2
+    write_voc(tmp_path / "a.xml", found)
+    tree = ElementTree.parse(tmp_path / "a.xml")
+    in_xml = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in path)
+    assert (tree.findtext("filename"), tree.findtext("path")) == (in_xml, in_xml)
+    assert tree.findtext("object/name") == "a\\x02b"

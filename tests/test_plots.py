@@ -142,3 +142,17 @@ def test_numbers_fit_into_the_cells_of_eighty_classes(monkeypatch, tmp_path):
     )
     cell = axes.transData.transform((1, 0)) - axes.transData.transform((0, 0))
     assert 5 < axes.texts[0].get_window_extent().width < cell[0]
+
+
+def test_of_many_classes_the_most_confused_are_shown(monkeypatch, tmp_path):
+    """Of 1,203 classes 100 is taken for 1,100 and 700 missed; row 100 keeps its whole sum: 3 of 4 are right."""
+    matrix = np.zeros((1204, 1204), int)
+    matrix[100, 100], matrix[100, 1100], matrix[700, 1203] = 3, 1, 5
+    names = [f"class {i}" for i in range(1203)]
+    (axes,) = drawn_axes(monkeypatch, plot_confusion_matrix, matrix, names, tmp_path / "matrix.png", "Title")
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(shown) == 81 and {"class 100", "class 700", "class 1100", "background"} <= set(shown)
+    assert axes.get_title().startswith("Title\nthe 80 most confused of 1,203 classes\n")
+    row = axes.images[0].get_array()[shown.index("class 100")]
+    assert (row[shown.index("class 100")], row[shown.index("class 1100")]) == (0.75, 0.25)
+    assert max(cv2.imread(str(tmp_path / "matrix.png")).shape) < 6000

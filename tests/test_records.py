@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from frcnn.outputs import write_csv
-from frcnn.records import Detections, ImageRecord
+from frcnn.records import Detections, ImageRecord, require_class_names
 from frcnn.visualize import draw_detections
 from tests.contracts import assert_is_detections, assert_is_record
 
@@ -130,3 +130,27 @@ def test_lines_stay_with_their_boxes_without_crowds():
     record = ImageRecord("a.png", (20, 30), boxes, [0, 1, 2], crowd=flags, source="a.txt", lines=np.array([4, 5, 9]))
     assert record.without_crowds().lines.tolist() == [4, 9]
     assert record.without_crowds().source == "a.txt"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("cat", "a\nb"), r"'a\\nb' holds '\\n'"),
+        (("a\x00b",), "control character"),
+        (("a\u2028b",), "line break"),
+        (("a\udcff",), "half a letter"),
+        (("",), "called '': give it a name"),
+        (("\t ",), "give it a name"),
+        ((), "one or more distinct"),
+        (("a", "a"), "one or more distinct"),
+    ],
+)
+def test_class_names_that_no_file_gives_back_are_refused(names, words):
+    with pytest.raises(ValueError, match=words) as error:
+        require_class_names(names)
+    assert "\n" not in str(error.value)
+
+
+def test_class_names_of_any_language_and_number_are_taken():
+    names = [f"größe, 大 \u200d{number}" for number in range(20_000)]
+    assert require_class_names(names) == tuple(names)

@@ -116,7 +116,11 @@ def test_progress_by_hand(tmp_path):
         "pictures_per_second": None,
         "last_epoch": None,
         "best_epoch": None,
+        "no_best_epoch": "",
     }
+    assert progress["no_best_epoch"] == ""
+    nowhere = describe_progress([row | {"val_map": None} for row in rows], "val_map", 7)
+    assert nowhere["no_best_epoch"].endswith("best.weights.h5 holds the last epoch's weights")
 
 
 def test_a_history_that_is_not_there_yet(tmp_path):

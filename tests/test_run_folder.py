@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -376,6 +377,13 @@ def detector(tmp_path_factory):
     return folder / "run", history.history
 
 
+def weights_in(path):
+    with h5py.File(path) as file:
+        found = []
+        file.visititems(lambda _, item: found.append(item[()]) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
 def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeypatch):
     folder, history = detector
     again = copy_until(folder, tmp_path / "again", 1, 1)
@@ -394,6 +402,10 @@ def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeyp
     out = capsys.readouterr().out
     assert f"note: {later} is damaged or only half written: its checksum is wrong; the one before is taken" in out
     assert "resumed at epoch 2, step 2" in out and "2 epochs in " in out
+    # All boxes to validate on are difficult or a crowd: no score, and so no best epoch.
+    assert "no epoch has a validation score" in out and "no epoch has" in (again / "card.html").read_text()
+    best, last = ([*weights_in(again / f"{name}.weights.h5")] for name in ("best", "last"))
+    assert len(best) == len(last) > 10 and all(map(np.array_equal, best, last))
     assert (seen["validation"][0].difficult.tolist(), seen["validation"][0].crowd.tolist()) == (
         [True, False],
         [False, True],

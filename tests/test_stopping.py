@@ -49,11 +49,22 @@ def run(*signals, awaited=True, steps=3, seconds=0.5):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
 )
 def test_a_step_is_finished_and_saved(number, status, word):
     found, lines, _ = run(number)
     assert (found, lines) == (status, ["stopping; once more stops at once", "step", f"saved {word}"])
+
+
+def test_what_the_process_was_told_to_ignore_stays_ignored():
+    """As under nohup, or in a shell's background."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        status, lines, _ = run(signal.SIGHUP, seconds=0.1)
+        assert (status, lines) == (0, ["step"] * 3 + ["done"])
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 def test_where_nothing_can_be_saved_nothing_is_waited_for():

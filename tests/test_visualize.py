@@ -180,3 +180,9 @@ def test_anchors_at_one_centre_have_the_dot_of_the_best():
     for order in ([0, 1, 2], [2, 1, 0]):
         drawn = draw_anchors(grey(64, 64), anchors[order], np.array([-1, -2, -1]), np.zeros((0, 3)), np.zeros((0, 4)))
         assert tuple(drawn[400, 400]) == (255, 150, 40)
+
+
+def test_half_a_letter_in_a_name_and_a_very_long_one_are_drawn():
+    image = np.zeros((60, 80, 3), np.uint8)
+    drawn = draw_boxes(image, [[5, 20, 70, 50]], [0], ["a\udcff" * 100_000])
+    assert drawn.any() and contact_sheet([image], ["\udcff"]).any()

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import re
 import sys
@@ -30,7 +31,8 @@ def main(argv=None):
 
     Returns:
         int: 0 done; 1 done, but some pictures could not be read; 2 a mistake in the command, the files or the config,
-        explained in a sentence; 130 interrupted; 143 terminated; 141 nobody reads what it prints any more.
+        explained in a sentence; 130 interrupted; 143 terminated; 129 the terminal was closed; 141 nobody reads any more
+        what it prints, and it makes nothing else.
     """
     with command_settings():
         return _run(sys.argv[1:] if argv is None else argv)
@@ -59,6 +61,14 @@ def _run(argv):
     if rest and (known is None or not all("=" in token and not token.startswith("-") for token in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.overrides = [*(known or ()), *rest]
+    files = [getattr(arguments, name, None) for name in ("output", "json", "html")]
+    only_prints = arguments.command in ("doctor", "inspect") and not any(files)
+    with contextlib.nullcontext() if only_prints else _steady_output():
+        return _execute(arguments)
+
+
+def _execute(arguments):
+    """Run the command; its exit status, and a sentence where it fails."""
     try:
         return arguments.execute(arguments)
     except BrokenPipeError:  # whoever reads what is printed, `head` perhaps, has seen enough
@@ -84,6 +94,38 @@ def _is_override(token):
     from frcnn.schema import Config
 
     return section[1] in Config.model_fields
+
+
+class _Steady(io.FileIO):
+    """Standard output or error that drops what cannot be written: to a closed pipe or terminal, or a full disk."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+@contextlib.contextmanager
+def _steady_output():
+    """Let a command that makes files go on when nobody sees any more what it prints."""
+    old = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_steady, old)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = old
+
+
+def _steady(stream):
+    if stream is None or stream not in (sys.__stdout__, sys.__stderr__):  # closed from the start, or not the system's
+        return stream or open(os.devnull, "w", encoding="utf-8")
+    stream.flush()
+    raw, settings = _Steady(stream.fileno(), "wb", closefd=False), {"write_through": stream.write_through}
+    settings |= {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+    return io.TextIOWrapper(io.BufferedWriter(raw), **settings)
 
 
 def _sentence(error):

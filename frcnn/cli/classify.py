@@ -5,15 +5,21 @@ with a path,class a line, HDF5 as in the ResNet tutorials, MNIST's idx files, or
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
 from frcnn.cli import add_override_argument, find_run
-from frcnn.cli.detect import MOST_ERRORS, find_pictures
-from frcnn.cli.evaluate import write_csv
-from frcnn.cli.train import add_resume_arguments, describe_start, load_checkpoint, train_until_stopped
-from frcnn.files import replacing
+from frcnn.cli.detect import find_pictures, say_skipped
+from frcnn.cli.evaluate import write_confusion, write_csv
+from frcnn.cli.train import (
+    RESULTS,
+    add_resume_arguments,
+    describe_start,
+    load_checkpoint,
+    say_best,
+    train_until_stopped,
+)
+from frcnn.files import replacing, require_room
 
 EXAMPLE = "frcnn classify train -p train_signs.h5 --config config/signs.yaml --output runs/signs"
 EXAMPLES = {
@@ -95,6 +101,7 @@ def train(arguments):
     output = Path(arguments.resume or arguments.output or time.strftime("runs/%Y%m%d-%H%M%S"))
     if output.is_file():
         raise ValueError(f"{output} is a file: name a folder for the run")
+    require_room(output, RESULTS)
     records, class_names, validation, config = _read(arguments, config, known)
 
     from frcnn import backend, training
@@ -116,10 +123,7 @@ def train(arguments):
     history = train_until_stopped(train_classifier, model, records, **settings).history
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(history['loss'])} epochs in {minutes:.1f} minutes, loss {history['loss'][-1]:.3f}")
-    scores = history.get("val_accuracy", [])
-    if scores:
-        epoch = scores.index(max(scores)) + 1
-        print(f"best validation accuracy {max(scores):.3f} after epoch {epoch}, last {scores[-1]:.3f}")
+    say_best("accuracy", history.get("val_accuracy"))
     print(f"use it with: frcnn classify predict -p FOLDER --run {output}")
     return 0
 
@@ -180,6 +184,8 @@ def evaluate(arguments):
     known = None if arguments.model else _run_names(arguments)
     records, names = _labelled(arguments, known)
     classifier, place = _load(arguments, names)
+    output = Path(arguments.output or place)
+    require_room(output, ("evaluation.json", "confusion_matrix.csv", "confusion_matrix.png"))
     found = []
     for result in _timed(classifier, records):
         if isinstance(result, Exception):
@@ -188,11 +194,9 @@ def evaluate(arguments):
     labels = [record.label for record in records]
     result = evaluate_classification(labels, np.array(found), classifier.class_names, arguments.top_k)
     print(result.to_table())
-    output = Path(arguments.output or place)
     with replacing(output / "evaluation.json") as file:
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
-    rows = ((name, *row) for name, row in zip(result.class_names, result.confusion.tolist()))
-    write_csv(output / "confusion_matrix.csv", ["true class", *result.class_names], rows)
+    write_confusion(output / "confusion_matrix.csv", result.confusion, result.class_names, result.class_names)
     title = f"Confusion matrix, accuracy {result.accuracy:.3f}"
     plot_confusion_matrix(result.confusion, result.class_names, output / "confusion_matrix.png", title)
     print(f"written to {output}: evaluation.json; confusion_matrix, .csv and .png")
@@ -205,14 +209,16 @@ def predict(arguments):
     from frcnn.files import find_files
     from frcnn.records import LabelledImage
 
-    path, output = Path(arguments.path), Path(arguments.output)
+    path, output, unlisted = Path(arguments.path), Path(arguments.output), {}
     is_picture = path.is_file() and path.name.lower().endswith(SUFFIXES)
-    if is_picture or (path.is_dir() and find_files(path, SUFFIXES, skip=output)):
-        names = {str(path): path.name} if is_picture else find_pictures(path, output)
+    if is_picture or (path.is_dir() and find_files(path, SUFFIXES, output, unlisted)):
+        names = {str(path): path.name} if is_picture else find_pictures(path, output, unlisted)
         records = [LabelledImage(place, 0) for place in names]
     else:
         records, _ = _labelled(arguments, None)
         names = {record.path: record.path for record in records}
+    if not is_picture:
+        require_room(output, ("predictions.csv", "contact_sheet.png"))
     classifier, _ = _load(arguments, None)
     if is_picture:
         (found,) = _timed(classifier, records)
@@ -228,10 +234,8 @@ def predict(arguments):
     if shown:
         write_image(output / "contact_sheet.png", _contact_sheet(shown))
     print(f"written to {output}: predictions.csv{', contact_sheet.png' if shown else ''}")
-    for reason in broken[:MOST_ERRORS]:
-        print(f"frcnn classify: skipped: {reason}", file=sys.stderr)
-    if len(broken) > MOST_ERRORS:
-        print(f"frcnn classify: ... {len(broken)} in all", file=sys.stderr)
+    broken += unlisted.values()
+    say_skipped("classify", broken)
     return 1 if broken else 0
 
 

@@ -28,9 +28,10 @@ def add_arguments(parser):
 
 def run(arguments):
     """Read, split, write, say what was lost."""
-    from frcnn.convert import find_losses, name_parts, read_parts, write_parts
+    from frcnn.convert import find_losses, name_parts, read_parts, require_new, write_parts
     from frcnn.data.readers import FORMATS
 
+    require_new(arguments.target)
     share = _number(arguments.split)
     if share is None and arguments.group_by is not None:
         raise ValueError("--group-by needs a share to draw: add --split 0.8")

@@ -1,7 +1,5 @@
 """Detect objects in the pictures of a folder and its sub-folders; write the detections, and the pictures with them."""
 
-import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -9,10 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from frcnn.cli import add_override_argument, add_run_arguments, find_run
-from frcnn.files import find_files
+from frcnn.data.readers.problems import printable
+from frcnn.files import find_files, require_room
 
 EXAMPLE = "frcnn detect -p folder/ --run runs/demo --score 0.5"
-LEAST_ROOM = 2**20  # bytes
 MOST_ERRORS = 20  # are printed
 
 
@@ -45,35 +43,47 @@ def add_arguments(parser):
 def run(arguments):
     """Detect in every picture that is not done yet; say what was found, what could not be read, and where it lies."""
     output = Path(arguments.output)
-    names = find_pictures(arguments.path, output)
-    _require_room(output)
+    unlisted = {}
+    names = find_pictures(arguments.path, output, unlisted)
+    require_room(output)
     detector = _load(arguments, find_run(arguments.run, weights=arguments.weights))
     settings = _settings(arguments, detector)
 
     from frcnn import folders
 
-    done = folders.begin(output, settings, arguments.resume) & names.keys()
-    try:
-        _detect(folders.detect_folder(detector, names, output, settings, done), len(names), len(done))
-        broken = folders.write_results(names, detector.class_names, output, arguments.format)
-        _summarise(folders.read_detections(output, detector.class_names, names), arguments.draw_score)
-    except (OSError, ValueError, MemoryError) as error:
-        raise ValueError(
-            f"{output}: {str(error) or 'memory ran out'}; mend that, then the same command with --resume goes on"
-        ) from error
-    except KeyboardInterrupt:
-        print("\nfrcnn detect: interrupted; the same command with --resume goes on", file=sys.stderr)
-        return 130
+    with folders.lock(output):
+        done = folders.begin(output, settings, arguments.resume) & names.keys()
+        try:
+            _detect(folders.detect_folder(detector, names, output, settings, done), len(names), len(done))
+            broken = folders.write_results(names, detector.class_names, output, arguments.format, unlisted)
+            _summarise(folders.read_detections(output, detector.class_names, names), arguments.draw_score)
+        except (OSError, ValueError, MemoryError) as error:
+            raise ValueError(
+                f"{output}: {str(error) or 'memory ran out'}; mend that, then the same command with --resume goes on"
+            ) from error
+        except KeyboardInterrupt:
+            print("\nfrcnn detect: interrupted; the same command with --resume goes on", file=sys.stderr)
+            return 130
     print(f"written to {output}: {', '.join(name for name in folders.RESULTS if (output / name).exists())}")
-    for reason in list(broken.values())[:MOST_ERRORS]:
-        print(f"frcnn detect: skipped: {reason}", file=sys.stderr)
-    if len(broken) > MOST_ERRORS:
-        print(f"frcnn detect: ... {len(broken)} in all, see {output / folders.ERRORS}", file=sys.stderr)
+    say_skipped("detect", broken.values(), output / folders.ERRORS)
     return 1 if broken else 0
 
 
-def find_pictures(path, output):
+def say_skipped(command, reasons, file=None):
+    """Say on stderr what was left out, the first `MOST_ERRORS` reasons, and where the others are."""
+    for reason in list(reasons)[:MOST_ERRORS]:
+        print(f"frcnn {command}: skipped: {printable(reason)}", file=sys.stderr)
+    if len(reasons) > MOST_ERRORS:
+        print(f"frcnn {command}: ... {len(reasons)} in all{f', see {file}' if file else ''}", file=sys.stderr)
+
+
+def find_pictures(path, output, unlisted=None):
     """The pictures in a folder and its sub-folders but `output`, or the one picture that `path` is.
+
+    Args:
+        path: of the folder or picture.
+        output: Path of the folder that will be written to.
+        unlisted: see `frcnn.files.find_files`.
 
     Returns:
         dict from each picture's path to its name within the folder, "/" between the parts.
@@ -89,19 +99,12 @@ def find_pictures(path, output):
     root = path.parent if path.is_file() else path
     if root.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"{path} lies in the output folder {output}: name another --output")
-    paths = [path] if path.is_file() else map(Path, find_files(path, SUFFIXES, skip=output))
+    paths = [path] if path.is_file() else map(Path, find_files(path, SUFFIXES, output, unlisted))
     names = {str(path): path.relative_to(root).as_posix() for path in paths}
     if not names:
-        raise ValueError(f"{path} holds no picture ({', '.join(SUFFIXES)})")
+        reasons = list((unlisted or {}).values()) or [f"{path} holds no picture ({', '.join(SUFFIXES)})"]
+        raise ValueError(reasons[0])
     return names
-
-
-def _require_room(output):
-    place = next(place for place in (output, *output.absolute().parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{output}: nothing can be written to {place}: name another --output")
-    if shutil.disk_usage(place).free < LEAST_ROOM:
-        raise ValueError(f"{output}: no space is left there: make room, or name another --output")
 
 
 def _load(arguments, run_folder):

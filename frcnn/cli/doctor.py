@@ -4,9 +4,10 @@ and how well the anchors of the config meet the boxes.
 The exit status is 0 without errors (warnings or not), 1 with errors, 2 where nothing can be read."""
 
 import json
+from pathlib import Path
 
 from frcnn.cli import add_format_arguments, add_override_argument
-from frcnn.files import replacing
+from frcnn.files import replacing, require_room
 
 EXAMPLE = "frcnn doctor annotations.txt --full --html doctor.html --config config/resnet50_c4.yaml"
 
@@ -31,6 +32,8 @@ def run(arguments):
     from frcnn.doctor import examine
     from frcnn.doctor_report import to_dict, to_html, to_text
 
+    for file in map(Path, filter(None, (arguments.json, arguments.html))):
+        require_room(file.parent, [file.name])
     config = load_config(arguments.config, arguments.overrides)
     what = {name: getattr(arguments, name) for name in ("split", "test", "full", "outside")}
     report = examine(arguments.path, config, arguments.parser, **what)

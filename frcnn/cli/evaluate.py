@@ -2,16 +2,21 @@
 
 Writes evaluation.json, and as PNG and CSV the precision-recall curves at --iou and the confusion matrix."""
 
-import csv
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument, add_run_arguments, find_run
-from frcnn.files import read_at_most, reading, replacing
+from frcnn.files import locked, read_at_most, reading, remove_drafts, replacing, require_room
+from frcnn.outputs import write_rows
 
 EXAMPLE = "frcnn evaluate -p test.txt --run runs/demo --metric coco"
+FILES = (
+    *("evaluation.json", "precision_recall.csv", "confusion_matrix.csv"),
+    *("precision_recall.png", "confusion_matrix.png"),
+)
+MOST_COLUMNS = 2000  # of confusion_matrix.csv; no table program shows many more
 MOST_BYTES, LARGEST = 1 << 30, 1e9  # of a detections.json; numbers in it, pixels
 SPLITS = ("test", "val", "trainval", "train")
 
@@ -37,7 +42,25 @@ def run(arguments):
     # What is wrong with the thresholds is to be said before a detector runs for an hour.
     evaluate([], [], (), arguments.metric, arguments.iou)
     confusion_matrix([], [], (), **thresholds)
-    records, found, class_names, folder = (_read_detections if arguments.detections else _detect)(arguments)
+    output = _output(arguments)
+    require_room(output, FILES)
+    cure = "wait for that one, or name another --output"
+    with locked(output / ".evaluate.lock", f"{output} is being evaluated into", cure):
+        remove_drafts(output)
+        return _run(arguments, output, thresholds)
+
+
+def _output(arguments):
+    if arguments.output:
+        return Path(arguments.output)
+    place = Path(arguments.detections) if arguments.detections else find_run(arguments.run)
+    return place if place.is_dir() else place.parent
+
+
+def _run(arguments, output, thresholds):
+    from frcnn.evaluation import confusion_matrix, evaluate
+
+    records, found, class_names = (_read_detections if arguments.detections else _detect)(arguments)
     result = evaluate(records, found, class_names, arguments.metric, arguments.iou)
     print(result.to_table())
     curves = evaluate(records, found, class_names) if arguments.metric == "coco" else result
@@ -45,13 +68,12 @@ def run(arguments):
 
     from frcnn.plots import plot_confusion_matrix, plot_precision_recall
 
-    output = Path(arguments.output or folder)
     with replacing(output / "evaluation.json") as file:
         file.write(json.dumps(result.to_dict(), indent=2) + "\n")
     points = ((name, *point) for name, curve in zip(class_names, curves.curves) for point in curve.round(6).T.tolist())
     write_csv(output / "precision_recall.csv", ["class", "score", "precision", "recall"], points)
-    rows = ((name, *row) for name, row in zip([*class_names, "background"], matrix.tolist()))
-    write_csv(output / "confusion_matrix.csv", ["true class", *class_names, "missed"], rows)
+    names = ([*class_names, "background"], [*class_names, "missed"])
+    write_confusion(output / "confusion_matrix.csv", matrix, *names)
     plot_precision_recall(curves, output / "precision_recall.png")
     title = f"Confusion matrix, IoU >= {arguments.iou:g}, score >= {arguments.confusion_score:g}"
     plot_confusion_matrix(matrix, class_names, output / "confusion_matrix.png", title)
@@ -70,7 +92,7 @@ def _detect(arguments):
 
     detector = load_detector(place, weights=arguments.weights, overrides=arguments.overrides)
     found = detect(detector, [record.path for record in records])
-    return records, found, class_names, place if place.is_dir() else place.parent
+    return records, found, class_names
 
 
 def _read_records(arguments, class_names):
@@ -93,7 +115,7 @@ def _read_detections(arguments):
     matched = _match(records, found, path)
     if len(found) > len(records):
         print(f"{len(found) - len(records)} pictures of {path} are not annotated: left out")
-    return records, matched, class_names, path.parent
+    return records, matched, class_names
 
 
 def _load_detections(path):
@@ -173,9 +195,17 @@ def _match(records, found, path):
     )
 
 
+def write_confusion(path, matrix, rows, columns):
+    """Write a confusion matrix as a CSV file; of more than `MOST_COLUMNS` classes a row for each count above 0."""
+    if len(columns) <= MOST_COLUMNS:
+        write_csv(path, ["true class", *columns], ((name, *row.tolist()) for name, row in zip(rows, matrix)))
+        return
+    found = ((rows[row], columns[column], matrix[row, column]) for row, column in zip(*matrix.nonzero()))
+    write_csv(path, ["true class", "taken for", "count"], found)
+
+
 def write_csv(path, header, rows):
     """Write a header and rows of plain values as a CSV file, whole or not at all."""
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, [header])
+        write_rows(file, rows)

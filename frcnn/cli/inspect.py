@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument, find_run
+from frcnn.files import require_room
 
 EXAMPLE = "frcnn inspect model --config config/resnet50_c4.yaml data.im_size=480"
 SUBJECTS = {  # name: (what it shows, example)
@@ -11,6 +12,7 @@ SUBJECTS = {  # name: (what it shows, example)
     "anchors": ("the anchors on a picture, and what they stand for", "a.jpg --boxes annotations.txt"),
     "batch": ("a contact sheet of padded, augmented batches with their boxes", "-p annotations.txt"),
 }
+GRAPHS = ("backbone", "block", "classifier", "training")
 _CELL = 400  # pixels of a picture on a contact sheet
 
 
@@ -43,6 +45,11 @@ def add_arguments(parser):
 
 def run(arguments):
     """Show what was asked for."""
+    output = Path(getattr(arguments, "output", None) or ".")
+    if arguments.what in ("anchors", "batch"):
+        require_room(output.parent, [output.name])
+    elif arguments.what == "model" and arguments.output:
+        require_room(output, [f"{name}.{arguments.format}" for name in GRAPHS])
     show = {"config": _show_config, "model": _show_model, "anchors": _show_anchors, "batch": _show_batch}
     return show[arguments.what](arguments)
 
@@ -95,7 +102,7 @@ def _show_model(arguments):
         backbone = summary.collapse_blocks(parts[0])
         block = next(layer for layer in backbone.layers if layer.name.startswith("res"))
         classifier = summary.collapse_blocks(classifier)
-        models = {"backbone": backbone, "block": block, "classifier": classifier, "training": detector}
+        models = dict(zip(GRAPHS, (backbone, block, classifier, detector)))
         _draw_graphs(models, Path(arguments.output), arguments.format)
     return 0
 

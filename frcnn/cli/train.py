@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from frcnn.cli import add_annotation_arguments, add_override_argument
-from frcnn.files import replacing
+from frcnn.files import replacing, require_room
 
 EXAMPLE = "frcnn train -p annotations.txt --config config/resnet50_c4.yaml train.epochs=10"
+RESULTS = ("best.weights.h5", "last.weights.h5", "history.csv", "steps.csv", "curves.png", "card.json", "card.html")
 # What a run that goes on has in its folder.
 SETTINGS = (
     *("path", "parser", "split", "validation", "config", "output", "backbone_from"),
@@ -239,10 +240,12 @@ def _check_places(arguments, output):
     """Before hours of training, not after them."""
     if output.is_file():
         raise ValueError(f"{output} is a file: name a folder for the run")
-    for file in filter(None, (arguments.config_filename, arguments.output_weight_path)):
-        if Path(file).is_dir():
+    require_room(output, RESULTS)
+    for file in map(Path, filter(None, (arguments.config_filename, arguments.output_weight_path))):
+        if file.is_dir():
             raise ValueError(f"{file} is a folder: name a file in it")
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        require_room(file.parent)
 
 
 def _read(arguments, config):
@@ -306,7 +309,14 @@ def _copy_out(arguments, output):
 
 def _say_how_it_went(history, seconds):
     print(f"{len(history['loss'])} epochs in {seconds / 60:.1f} minutes, loss {history['loss'][-1]:.3f}")
-    if "val_map" in history:
-        scores = history["val_map"]
-        epoch = scores.index(max(scores)) + 1
-        print(f"best validation mAP {max(scores):.3f} after epoch {epoch}, last {scores[-1]:.3f}")
+    say_best("mAP", history.get("val_map"))
+
+
+def say_best(name, scores):
+    """Say which epoch has the best validation score; `scores`: a number for each epoch, or None."""
+    from frcnn.checkpoints import best_epoch, describe_no_best
+
+    if scores:
+        best = best_epoch([{name: score} for score in scores], name)
+        text = f"best validation {name} {scores[best]:.3f} after epoch {best + 1}, last {scores[-1]:.3f}"
+        print(describe_no_best(scores) or text)

@@ -15,6 +15,8 @@ from frcnn.files import open_regular, read_at_most, replacing
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Where OpenCV obeys the EXIF tag and Pillow's size does not. Pillow turns a TIFF itself, OpenCV ignores an AVIF's tag.
 _TURNED_BY_EXIF = ("JPEG", "MPO", "PNG", "WEBP")
+# A side of the formats that hold less than is read.
+_MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 # How GIF and TIFF begin: their transparent pixels, OpenCV paints with one colour (GIF) or black (TIFF).
 _HIDES_COLOURS = (b"GIF8", b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,14 +158,19 @@ def write_image(path, image):
     """Write (H, W, 3) uint8 RGB in the format of the path's suffix; missing folders are made.
 
     Raises:
-        ValueError: the folder cannot be written to, or OpenCV does not know the suffix.
+        ValueError: the file cannot be written, OpenCV does not know the suffix, or the format holds no such size.
     """
+    suffix, longer = Path(path).suffix.lower(), max(image.shape[:2])
+    if longer > _MOST_PIXELS.get(suffix, longer):  # OpenCV says so only on stderr
+        reason = f"a side of {longer:,} pixels is more than the {_MOST_PIXELS[suffix]:,} that {suffix} holds"
+        raise ValueError(f"{path}: the picture cannot be written ({reason})")
     try:
-        _, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         with replacing(path, binary=True) as file:
             file.write(data)
     except (cv2.error, OSError) as error:
-        reason = error if isinstance(error, OSError) else "its suffix is not that of a picture, such as .png"
+        is_disk = isinstance(error, OSError)
+        reason = (error.strerror or error) if is_disk else "its suffix is not that of a picture, such as .png"
         raise ValueError(f"{path}: the picture cannot be written ({reason})") from error
 
 

@@ -126,9 +126,16 @@ def coco_scores(ground_truth, results):
 
     with contextlib.redirect_stdout(io.StringIO()):  # it reports every step
         truth, found = (_indexed(ground_truth, entries) for entries in (ground_truth["annotations"], results))
-        evaluator = Evaluator(truth, found, "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
+        evaluator, parts = Evaluator(truth, found, "bbox"), []
+        # A class at a time, and only in its pictures: all pictures times all classes would be too many of thousands.
+        for label in sorted(truth.cats) or [None]:
+            evaluator.params.catIds = [] if label is None else [label]
+            evaluator.params.imgIds = sorted({*truth.catToImgs.get(label, ()), *found.catToImgs.get(label, ())})
+            evaluator.evaluate()
+            evaluator.accumulate()
+            parts.append(evaluator.eval)
+        for name, axis in (("precision", 2), ("recall", 1)):
+            evaluator.eval[name] = np.concatenate([part[name] for part in parts], axis=axis)
         evaluator.summarize()
     # (thresholds, recalls, classes) and (thresholds, classes) of all areas and 100 detections; -1 is not defined
     precision, recall = evaluator.eval["precision"][..., 0, -1], evaluator.eval["recall"][..., 0, -1]

@@ -111,8 +111,11 @@ def evaluate_voc(records, detections, class_names, metric, iou_threshold):
 
     table, curves = np.full((4, len(class_names)), np.nan), [np.zeros((3, 0))] * len(class_names)
     num_ground_truth = np.bincount(gt_labels[~difficult], minlength=len(class_names))
+    by_label = np.argsort(labels, kind="stable")  # of each class in order of score; one pass, however many classes
+    by_label = by_label[outcomes[by_label] != IGNORED]
+    starts = np.searchsorted(labels[by_label], np.arange(len(class_names) + 1))
     for label in np.flatnonzero(num_ground_truth):
-        counted = (labels == label) & (outcomes != IGNORED)
+        counted = by_label[starts[label] : starts[label + 1]]
         precision, recall = precision_recall(outcomes[counted], num_ground_truth[label])
         table[0, label] = _AVERAGE_PRECISION[metric](precision, recall)
         table[1:, label] = _best_f1(precision, recall, scores[counted])

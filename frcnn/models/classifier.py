@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import keras
 from keras import layers
 
-from frcnn.models.detector import conventions_name, dtype_policy, normalisation, require_class_names
+from frcnn.models.detector import conventions_name, dtype_policy, normalisation
 from frcnn.models.guarded import GuardedModel
 from frcnn.models.layers import ImageNormalization
 from frcnn.models.resnet import (
@@ -22,6 +22,7 @@ from frcnn.models.resnet import (
     resnet_stage,
     resnet_stem,
 )
+from frcnn.records import require_class_names
 
 SMALLEST_SIDE = 28  # pixels: one cell after the last stage
 

@@ -28,6 +28,7 @@ from frcnn.models.layers import (
 )
 from frcnn.models.resnet import CONVENTIONS, ResNetSpec, resnet_stage, resnet_stem
 from frcnn.ops import losses
+from frcnn.records import require_class_names
 
 LOSSES = ("rpn_class_loss", "rpn_box_loss", "roi_class_loss", "roi_box_loss")
 
@@ -170,14 +171,6 @@ def build_backbone(spec):
     for stage in (2, 3, 4):
         x = resnet_stage(x, stage, spec)
     return keras.Model(images, x, name="backbone")
-
-
-def require_class_names(class_names):
-    """The names as a tuple; raise ValueError if there is none, or one comes twice."""
-    class_names = tuple(class_names)
-    if not class_names or len(set(class_names)) < len(class_names):
-        raise ValueError(f"class_names {class_names} must be one or more distinct names")
-    return class_names
 
 
 def normalisation(norm):

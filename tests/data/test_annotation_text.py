@@ -264,3 +264,10 @@ def test_written_annotations_are_read_again_from_anywhere(tmp_path, draw_picture
 def test_no_records_are_an_empty_file(tmp_path):
     write_annotations(tmp_path / "out.txt", [], ())
     assert (tmp_path / "out.txt").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", "a\udcff.png", "a.png "])
+def test_a_path_that_would_not_be_read_back_is_not_written(tmp_path, name):
+    with pytest.raises(ValueError, match="a text file cannot hold this name: rename the picture"):
+        write_annotations(tmp_path / "out.txt", [ImageRecord(name, (9, 9), [], [])], ())
+    assert list(tmp_path.iterdir()) == []

@@ -144,6 +144,14 @@ def test_boxes_without_width_are_left_out_and_counted(coco):
     assert len(records[0].boxes) == 1
 
 
+def test_a_class_name_that_no_file_gives_back_is_refused(coco):
+    path, problems = coco(box(), categories=[(1, "c\nat")]), []
+    assert read_error(path).startswith(f"{path}: the class name 'c\\nat' holds '\\n'")
+    read_records(path, "coco", problems=problems)
+    assert [problem.kind for problem in problems] == ["class-name"]
+    assert read_records(path, "coco", class_names=("c\nat",))[1] == ("c\nat",)  # a model of old
+
+
 def test_a_class_that_the_model_does_not_have(coco):
     assert read_error(coco(box()), class_names=("dog",)).endswith("class 'cat' is not one of the model's classes: dog")
 

@@ -1,5 +1,6 @@
 """`frcnn evaluate` on detections that are there already, so that no detector is needed."""
 
+import contextlib
 import csv
 import json
 
@@ -9,6 +10,7 @@ import pytest
 
 from frcnn.cli import main
 from frcnn.data.readers.annotation_text import write_annotations
+from frcnn.files import locked
 from frcnn.outputs import write_json
 from frcnn.records import Detections
 from tests.oracles.tiny import CLASS_NAMES, write_tiny_pictures
@@ -90,6 +92,14 @@ def test_writes_beside_the_detections_and_counts_from_a_score(folder, run):
     assert rows(folder / "found" / "confusion_matrix.csv")[2] == ["wide", "1", "0", "1"]
 
 
+def test_a_matrix_of_very_many_classes_is_a_list_of_its_counts(folder, run, monkeypatch):
+    monkeypatch.setattr("frcnn.cli.evaluate.MOST_COLUMNS", 2)
+    assert run()[0] == 0
+    assert rows(folder / "found" / "confusion_matrix.csv") == [
+        ["true class", "taken for", "count"], ["tall", "tall", "2"], ["wide", "tall", "1"], ["wide", "wide", "1"]
+    ]  # fmt: skip
+
+
 def test_pictures_are_found_by_name_where_the_folder_is_another(folder, run):
     (folder / "pictures").rename(folder / "moved")
     (folder / "all.txt").write_text((folder / "all.txt").read_text().replace("/pictures/", "/moved/"))
@@ -116,6 +126,18 @@ def test_pictures_that_are_not_annotated_are_counted(folder, run):
 def test_a_wrong_argument_is_one_sentence_before_any_work(run, arguments, words):
     code, out, error = run(*arguments, path="nothing.txt", file="nothing.json")
     assert (code, out) == (2, "") and words in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("in_the_way", ["file", "folder", "process"])
+def test_where_nothing_can_be_written_is_said_before_any_work(folder, run, in_the_way):
+    blocked = {"file": folder / "o", "folder": folder / "o" / "confusion_matrix.png"}.get(in_the_way)
+    words = {"file": "o: nothing can be written to", "folder": "confusion_matrix.png is a folder where a file"}
+    with locked(folder / "o" / ".evaluate.lock", "", "") if not blocked else contextlib.nullcontext():
+        if blocked:
+            blocked.parent.mkdir(exist_ok=True)
+            blocked.touch() if in_the_way == "file" else blocked.mkdir()
+        code, out, error = run("--output", "o", path="nothing.txt", file="nothing.json")
+    assert (code, out) == (2, "") and words.get(in_the_way, "o is being evaluated into by process") in error
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from frcnn.data.readers.label_studio import is_label_studio, read_label_studio, 
 from frcnn.data.readers.problems import Errors, Problem, find_by_split, match_split
 from frcnn.data.readers.voc import find_trees, read_voc, voc_splits
 from frcnn.data.readers.yolo import is_yolo, read_yolo, yolo_splits
+from frcnn.records import name_problem
 
 __all__ = ["FORMATS", "PARSERS", "Problem", "find_format", "match_split", "read_records", "split_names"]
 
@@ -70,7 +71,7 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
     if split not in (None, "all") and row.splits is None:
         with_splits = ", ".join(name for name, each in FORMATS.items() if each.splits)
         raise ValueError(f"{path}: splits such as {split!r} belong to {with_splits}; give the file of the split")
-    errors = Errors(problems, outside)
+    errors, given = Errors(problems, outside), class_names
     try:
         split = split if split in (None, "all") else match_split(split, row.splits(path))
         records, class_names = row.read(path, class_names, split, errors)
@@ -81,6 +82,10 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
         if problems is None:
             raise ValueError(f"{path} {message}")
         problems.append(Problem("no-boxes", "error", str(path), None, message))
+    for message in filter(None, map(name_problem, class_names if given is None else ())):
+        if problems is None:
+            raise ValueError(f"{path}: {message}")
+        problems.append(Problem("class-name", "error", str(path), None, message))
     return records, class_names
 
 

@@ -6,6 +6,7 @@ they stand.
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,16 @@ def write_annotations(path, records, class_names):
         path: the file.
         records: list of ImageRecord.
         class_names: K strings, what their labels mean.
+
+    Raises:
+        ValueError: a path would not be read back: it holds a line end or bytes that are no text, or ends in a blank.
     """
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         for record in records:
             place = os.path.abspath(record.path)
+            if place != place.rstrip() or re.search(r"[\r\n\ud800-\udfff]", place):
+                raise ValueError(f"{place!a}: a text file cannot hold this name: rename the picture or its folder")
             for box, label in zip(record.boxes.tolist(), record.labels, strict=True):
                 writer.writerow([place, *(f"{side:.9g}" for side in box), class_names[label]])
             if not len(record.boxes):
