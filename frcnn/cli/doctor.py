@@ -32,7 +32,7 @@ def run(arguments):
     from frcnn.doctor_report import to_dict, to_html, to_text
 
     config = load_config(arguments.config, arguments.overrides)
-    what = {name: getattr(arguments, name) for name in ("split", "test", "full", "outside")}
+    what = {name: getattr(arguments, name) for name in ("split", "test", "full", "outside", "images")}
     report = examine(arguments.path, config, arguments.parser, **what)
     print(to_text(report))
     if arguments.json:

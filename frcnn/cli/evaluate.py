@@ -80,7 +80,8 @@ def _read_records(arguments, class_names):
         names = split_names(arguments.path)
         split = next((name for name in SPLITS if name in names), None)
         print(f"split: {split or 'none, every XML file'}")
-    return read_records(arguments.path, arguments.parser, class_names, split, outside=arguments.outside)[0]
+    where = {"outside": arguments.outside, "images": arguments.images}
+    return read_records(arguments.path, arguments.parser, class_names, split, **where)[0]
 
 
 def _read_detections(arguments):

@@ -14,7 +14,7 @@ __all__ = ["FORMATS", "Problem", "find_format", "read_records", "split_names"]
 FORMATS = ("auto", "simple", "voc", "pascal_voc", "coco", "yolo")
 
 
-def read_records(path, format="simple", class_names=None, split=None, problems=None, outside="warning"):
+def read_records(path, format="simple", class_names=None, split=None, problems=None, outside="warning", images=None):
     """Read annotated pictures.
 
     Args:
@@ -31,6 +31,8 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
             nothing about single annotations is raised, and the good rest is returned.
         outside: "warning" or "error", what a picture's name that leaves the folder of the data is: one with more ".."
             than folders before or, when an error, an absolute one. Links are followed wherever they lead.
+        images: None, or a folder: a picture that is not where its name says is looked for there and in its sub-folders
+            by the last parts of its name, as many as possible. The name may be a Windows path or a `file://` URL.
 
     Returns:
         list of ImageRecord in the order of first appearance, tuple of K class names.
@@ -47,7 +49,7 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
         raise ValueError(
             f"{path}: splits such as {split!r} belong to Pascal VOC trees and YOLO; give the file of the split"
         )
-    errors = Errors(problems, outside)
+    errors = Errors(problems, outside, images)
     try:
         if format == "simple":
             records, class_names = read_annotation_text(path, class_names, errors)

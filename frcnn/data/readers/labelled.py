@@ -24,7 +24,7 @@ _NPZ_KEYS = "x_train, y_train, x_test, y_test, or x and y"
 _IDX_NAME = re.compile(r"(.*)images([-.])idx3([-.])ubyte(\.gz)?")
 
 
-def read_labelled(path, class_names=None):
+def read_labelled(path, class_names=None, images=None):
     """Read pictures with one class each; what a file is, its content says.
 
     Args:
@@ -35,6 +35,7 @@ def read_labelled(path, class_names=None):
             with x_train, y_train, x_test, y_test, or x and y.
         class_names: the classes of a trained model, in its order; any other class is then an error. None takes those
             of list_classes, else those that occur, sorted.
+        images: None, or a folder for the pictures of a text file, as in `read_records`.
 
     Returns:
         dict from "train", "val" and "test", as far as they are there, else from "all", to lists of `LabelledImage`;
@@ -46,7 +47,10 @@ def read_labelled(path, class_names=None):
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
-    parts, known = _reader_of(path)(path)
+    reader = _reader_of(path)
+    if images is not None and reader is not _read_csv:
+        raise ValueError(f"images: {path} holds its pictures itself; leave out the folder {images}")
+    parts, known = reader(path) if images is None else reader(path, images)
     unknown = [name for name in known if class_names is not None and name not in class_names]
     if unknown:
         expected = ", ".join(class_names)
@@ -108,8 +112,8 @@ def _read_classes(folder):
     return [(file, place.name, None) for place, files in found.items() for file in files]
 
 
-def _read_csv(path):
-    errors, rows = Errors(), []
+def _read_csv(path, images=None):
+    errors, rows = Errors(images=images), []
     lines, _ = read_lines(path, path.name, errors)
     for number, fields in enumerate(csv.reader(lines), start=1):
         fields = [field.strip() for field in fields]

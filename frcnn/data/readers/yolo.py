@@ -38,8 +38,8 @@ def read_yolo(path, class_names, split, errors):
     pictures = {}
     for line, name in enumerate(wanted, first):
         for place in places[name]:
-            for picture, its_line in _find_pictures(place, _roots(content, file), file.parent.resolve(), line, errors):
-                pictures.setdefault(picture, its_line)
+            for picture, *rest in _find_pictures(place, _roots(content, file), file.parent.resolve(), line, errors):
+                pictures.setdefault(picture, rest)
     if not pictures and not errors.found:
         raise ValueError(f"{file}: no picture in {', '.join(wanted)}")
     table = _read_labels(pictures, names, file.parent, errors)
@@ -118,7 +118,7 @@ def _roots(content, file):
 
 
 def _find_pictures(place, roots, home, line, errors):
-    """(path, line) of each picture of a folder, or of a text file of paths."""
+    """(path, line, other paths beside which its labels may be) of each picture of a folder, or of a list of paths."""
     # Some write ../train/images and mean what lies beside data.yaml.
     names = dict.fromkeys((place, place.removeprefix("../")))
     candidates = {os.path.normpath(root / name): name for name in names for root in roots}
@@ -129,9 +129,13 @@ def _find_pictures(place, roots, home, line, errors):
             errors.add(line, "outside-folder", f"{name} holds the data set itself: name the folder of its pictures")
             return []
         if os.path.isdir(found):
-            return [(os.path.normpath(picture), line) for picture in find_files(found, SUFFIXES)]
+            return [(os.path.normpath(picture), line, ()) for picture in find_files(found, SUFFIXES)]
         if os.path.isfile(found):
             return _read_list(found, roots, errors)
+    moved = errors.find_folder(place)
+    if moved:
+        files = [(picture, os.path.relpath(picture, moved)) for picture in find_files(moved, SUFFIXES)]
+        return [(picture, line, [os.path.join(place, name) for place in candidates]) for picture, name in files]
     errors.add(line, "missing-folder", f"no folder or list of pictures at {' or '.join(candidates)}")
     return []
 
@@ -142,19 +146,21 @@ def _read_list(file, roots, errors):
     for line, name in enumerate(map(str.strip, lines), start + 1):
         if not name:
             continue
-        if not errors.check_name(line, name):
-            continue
         candidates = list(dict.fromkeys(os.path.normpath(root / name) for root in (Path(file).parent, *roots)))
-        picture = next(filter(os.path.isfile, candidates), None)
-        if picture is None:
-            errors.add(line, "missing-picture", f"no picture at {' or '.join(candidates)}")
-        else:
-            found.append((picture, line))
+        picture = errors.find_picture(line, name, candidates, f"no picture at {' or '.join(candidates)}")
+        if picture is not None:
+            found.append((picture, line, candidates))
     return found
 
 
-def _label_file(picture):
-    """Where the boxes of a picture are: the last folder `images` in its path becomes `labels`."""
+def _label_file(picture, others=()):
+    """Where the boxes of a picture are: the last folder `images` in its path becomes `labels`.
+
+    Of a picture that was moved, they may have stayed beside one of the `others`, where it should be.
+    """
+    files = map(_label_file, (picture, *others)) if others else ()
+    if found := next(filter(os.path.lexists, files), None):
+        return found
     before, images, after = f"{os.sep}{picture}".rpartition(f"{os.sep}images{os.sep}")
     place = f"{before}{os.sep}labels{os.sep}{after}"[1:] if images else picture
     return os.path.splitext(place)[0] + ".txt"
@@ -162,10 +168,10 @@ def _label_file(picture):
 
 def _read_labels(pictures, names, folder, errors):
     """A table with a row a box, and one of the background before those of each picture; see `build_records`."""
-    rows, files = [], {_label_file(picture): picture for picture in pictures}
-    for index, (picture, line) in enumerate(pictures.items()):
+    rows, files = [], {_label_file(picture, others): picture for picture, (_, others) in pictures.items()}
+    for index, (picture, (line, others)) in enumerate(pictures.items()):
         rows.append((np.nan, np.nan, np.nan, np.nan, BACKGROUND, index, line))
-        file = _label_file(picture)
+        file = _label_file(picture, others)
         if not os.path.lexists(file):
             continue
         shown = os.path.relpath(file, folder)
