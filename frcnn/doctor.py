@@ -101,7 +101,8 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
 def _check_exif(record):
     orientation = exif_orientation(record.path)
     if orientation is None:
-        yield Problem("exif-invalid", "warning", record.path, None, "damaged EXIF block, which is not obeyed")
+        message = f"damaged EXIF, or an orientation not 1 to 8; read as {record.size[1]} wide and {record.size[0]} high"
+        yield Problem("exif-invalid", "warning", record.path, None, message)
     elif orientation != 1:
         upright = f"the picture as turned, {record.size[1]} wide and {record.size[0]} high"
         message = f"EXIF orientation {orientation}: the boxes must be those of {upright}"

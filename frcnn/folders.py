@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from frcnn.data.images import SUFFIXES, read_image, write_image
+from frcnn.data.images import WRITTEN, read_image, write_image
 from frcnn.data.threads import map_in_threads
 from frcnn.files import replacing
 from frcnn.inference import detect_stream
@@ -179,7 +179,7 @@ def _finish(names, stems, output, settings, item):
     found = found if settings["classes"] is None else found.of_classes(settings["classes"])
     shown = found.above(settings["draw_score"])
     if settings["pictures"]:
-        target = output / "pictures" / (names[path] + ("" if path.lower().endswith(SUFFIXES) else ".jpg"))
+        target = output / "pictures" / (names[path] + ("" if path.lower().endswith(WRITTEN) else ".jpg"))
         write_image(target, draw_detections(image, shown))
     if settings["crops"]:
         write_crops(output / "crops", stems[path], image, shown)

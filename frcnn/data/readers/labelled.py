@@ -11,10 +11,10 @@ from pathlib import Path
 import h5py  # comes with Keras
 import numpy as np
 
-from frcnn.data.images import SUFFIXES, image_size
+from frcnn.data.images import SUFFIXES, find_pictures, image_size
 from frcnn.data.readers.annotation_text import locate
 from frcnn.data.readers.problems import MAX_BYTES, Errors, read_bytes, read_lines
-from frcnn.files import find_files, open_regular
+from frcnn.files import open_regular
 from frcnn.records import LabelledImage
 
 SPLITS = ("train", "val", "test")
@@ -105,7 +105,7 @@ def _read_classes(folder):
     classes = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
     if not classes:
         raise ValueError(f"{folder}: expected a folder of pictures for each class, found no folder")
-    found = {place: find_files(place, SUFFIXES) for place in classes}
+    found = {place: find_pictures(place) for place in classes}
     for place, files in found.items():
         if not files:
             raise ValueError(f"{place} holds no picture ({', '.join(SUFFIXES)}): a class folder needs at least one")

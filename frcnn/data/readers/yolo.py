@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from frcnn.data.images import SUFFIXES
+from frcnn.data.images import SUFFIXES, find_pictures
 from frcnn.data.readers.problems import decode, read_bytes, read_lines
 from frcnn.data.readers.table import BACKGROUND, COORDINATES, build_records
-from frcnn.files import find_files
 
 SPLITS = ("train", "val", "test")
 _CORNERS = ("left side", "top", "right side", "bottom")
@@ -38,7 +37,7 @@ def read_yolo(path, class_names, split, errors):
     pictures = {}
     for line, name in enumerate(wanted, first):
         for place in places[name]:
-            for picture, *rest in _find_pictures(place, _roots(content, file), file.parent.resolve(), line, errors):
+            for picture, *rest in _pictures_of(place, _roots(content, file), file.parent.resolve(), line, errors):
                 pictures.setdefault(picture, rest)
     if not pictures and not errors.found:
         raise ValueError(f"{file}: no picture in {', '.join(wanted)}")
@@ -117,7 +116,7 @@ def _roots(content, file):
     return list(dict.fromkeys([file.parent / path, Path(path), file.parent]))
 
 
-def _find_pictures(place, roots, home, line, errors):
+def _pictures_of(place, roots, home, line, errors):
     """(path, line, other paths beside which its labels may be) of each picture of a folder, or of a list of paths."""
     # Some write ../train/images and mean what lies beside data.yaml.
     names = dict.fromkeys((place, place.removeprefix("../")))
@@ -129,12 +128,12 @@ def _find_pictures(place, roots, home, line, errors):
             errors.add(line, "outside-folder", f"{name} holds the data set itself: name the folder of its pictures")
             return []
         if os.path.isdir(found):
-            return [(os.path.normpath(picture), line, ()) for picture in find_files(found, SUFFIXES)]
+            return [(os.path.normpath(picture), line, ()) for picture in find_pictures(found)]
         if os.path.isfile(found):
             return _read_list(found, roots, errors)
     moved = errors.find_folder(place)
     if moved:
-        files = [(picture, os.path.relpath(picture, moved)) for picture in find_files(moved, SUFFIXES)]
+        files = [(picture, os.path.relpath(picture, moved)) for picture in find_pictures(moved)]
         return [(picture, line, [os.path.join(place, name) for place in candidates]) for picture, name in files]
     errors.add(line, "missing-folder", f"no folder or list of pictures at {' or '.join(candidates)}")
     return []
