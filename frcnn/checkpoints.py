@@ -169,11 +169,12 @@ def is_finished(rows, monitor, settings):
 
 
 def fingerprint(records):
-    """SHA-256 in hex digits of what is trained on: paths, sizes, boxes, labels; of pictures in arrays the pixels."""
+    """SHA-256 in hex digits of what is trained on: names, sizes, boxes, labels; of pictures in arrays the pixels."""
     digest = hashlib.sha256()
     for record in records:
         values = [getattr(record, name, None) for name in ("size", "boxes", "labels", "pixels")]
-        for value in (os.path.abspath(record.path), *values):
+        # Not the folder: a run goes on where its pictures were moved.
+        for value in (os.path.basename(record.path).casefold(), *values):
             digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
             digest.update(b"\n")
     return digest.hexdigest()

@@ -17,11 +17,11 @@ from frcnn.files import fitting, locked, remove_drafts, replacing, require_room
 from frcnn.outputs import json_lines, write_voc_file, yolo_shares
 
 
-def read_parts(path, format="auto", split=None, outside="warning"):
+def read_parts(path, format="auto", split=None, outside="warning", images=None):
     """Read a data set with all its splits.
 
     Args:
-        path, format, outside: see `frcnn.data.readers.read_records`.
+        path, format, outside, images: see `frcnn.data.readers.read_records`.
         split: one split of it, "all" for everything as one part, or None for every split by itself.
 
     Returns:
@@ -31,18 +31,18 @@ def read_parts(path, format="auto", split=None, outside="warning"):
     Raises:
         ValueError: see `read_records`.
     """
-    format = find_format(path, format)
+    format, where = find_format(path, format), {"outside": outside, "images": images}
     names = split_names(path, format)
     split = split if split in (None, "all") else match_split(split, names)
     if not names or split:
-        records, class_names = read_records(path, format, split=split, outside=outside)
+        records, class_names = read_records(path, format, split=split, **where)
         return {None if split == "all" else split: records}, class_names, 0
-    everything, class_names = read_records(path, format, split="all", outside=outside)
+    everything, class_names = read_records(path, format, split="all", **where)
     parts, by_path = {}, {record.path: record for record in everything}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all has been said
         for name in sorted(names, key=lambda name: (*SPLITS, name).index(name)):
-            records, _ = read_records(path, format, class_names, name, outside=outside)
+            records, _ = read_records(path, format, class_names, name, **where)
             parts[name] = [by_path[record.path] for record in records]
     listed = {record.path for records in parts.values() for record in records}
     return parts, class_names, len(everything) - len(listed)

@@ -45,12 +45,12 @@ class Report(NamedTuple):
     better: tuple | None
 
 
-def examine(path, config, format="auto", split=None, test=None, full=False, outside="warning"):
+def examine(path, config, format="auto", split=None, test=None, full=False, outside="warning", images=None):
     """Read annotations in any format, and look for everything that costs people days.
 
     Args:
-        path, format, split, outside: as in `frcnn.data.readers.read_records`; without a split everything is read, but
-            with `test` what training would take.
+        path, format, split, outside, images: as in `frcnn.data.readers.read_records`; without a split everything
+            is read, but with `test` what training would take.
         config: `frcnn.Config`; its `data` and `model.anchor_*` decide what is tiny and which anchors there are.
         test: None, or a second set of annotations; of one with splits test is read, else val.
         full: decode every picture and look for duplicates.
@@ -65,11 +65,11 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     if split is None and test is None and split_names(path, format):
         split = "all"
     problems, test_problems = [], []
-    records, class_names = read_records(path, format, None, split, problems, outside)
+    records, class_names = read_records(path, format, None, split, problems, outside, images)
     tests, test_classes = [], class_names
     if test is not None:
         test_split = next((name for name in ("test", "val") if name in split_names(test)), None)
-        tests, test_classes = read_records(test, "auto", None, test_split, test_problems, outside)
+        tests, test_classes = read_records(test, "auto", None, test_split, test_problems, outside, images)
         folder = test if os.path.isdir(test) else os.path.dirname(test)
         problems += [problem._replace(file=os.path.join(folder, problem.file)) for problem in test_problems]
         tests = [replace(record, source=os.path.join(folder, record.source)) for record in tests]
@@ -101,7 +101,8 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
 def _check_exif(record):
     orientation = exif_orientation(record.path)
     if orientation is None:
-        yield Problem("exif-invalid", "warning", record.path, None, "damaged EXIF block, which is not obeyed")
+        message = f"damaged EXIF, or an orientation not 1 to 8; read as {record.size[1]} wide and {record.size[0]} high"
+        yield Problem("exif-invalid", "warning", record.path, None, message)
     elif orientation != 1:
         upright = f"the picture as turned, {record.size[1]} wide and {record.size[0]} high"
         message = f"EXIF orientation {orientation}: the boxes must be those of {upright}"

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from frcnn.data.images import SUFFIXES, read_image, write_image
+from frcnn.data.images import WRITTEN, read_image, write_image
 from frcnn.data.readers.problems import printable
 from frcnn.data.threads import map_in_threads
 from frcnn.files import fitting, is_of_the_name, locked, remove_drafts, replacing
@@ -193,7 +193,7 @@ def _read_journal(output):
 def _places(names, output):
     """{path: (name of its drawing, what its other files are called without suffix)}; `names`: see `detect_folder`."""
     same = _same_names(output)
-    drawn = [name if name.lower().endswith(SUFFIXES) else fitting(name, ".jpg") for name in names.values()]
+    drawn = [name if name.lower().endswith(WRITTEN) else fitting(name, ".jpg") for name in names.values()]
     return dict(zip(names, zip(unique_names(drawn, same), unique_stems(names.values(), same))))
 
 

@@ -209,6 +209,33 @@ def test_an_override_may_stand_anywhere_even_after_a_list(command, flags):
     assert_one_sentence(command("detect", "-p", "nowhere", *flags), "nowhere: no such folder or picture")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "-p", "all.txt", "--validation", "all.txt", "--output", "run"),
+        ("doctor", "all.txt", "--test", "all.txt"),
+        ("convert-data", "all.txt", "new.json", "--to", "coco"),
+        ("inspect", "batch", "-p", "all.txt", "--epochs", "1", *OVERRIDES),
+        ("inspect", "anchors", "moved/0.png", "--boxes", "all.txt", *OVERRIDES),
+        ("evaluate", "-p", "all.txt", "--detections", "detections.json"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_every_command_finds_moved_pictures(command, pictures, training, arguments):
+    Path("pictures").rename("moved")
+    Path("detections.json").write_text("[]")
+    listing = {
+        "images": [{"file_name": f"{index}.png"} for index in range(4)],
+        "categories": [{"id": 1, "name": "tall"}],
+    }
+    listing["categories"].append({"id": 2, "name": "wide"})
+    Path("detections.images.json").write_text(json.dumps(listing))
+    code, out, error = command(*arguments)
+    assert code in (1, 2) and "no picture at" in out + error and "--images FOLDER" in out + error
+    code, out, error = command(*arguments, "--images", "moved")
+    assert "no picture at" not in out + error and code == 0, error
+
+
 def test_training_says_how_many_pictures_are_background_and_what_is_repeated(command, pictures, training):
     """Each class is on two of four pictures, so a threshold of 1 gives sqrt(2): 3 x 1.41 + 1 = 5.24 pictures."""
     arguments = ["train", "-p", "all.txt", "--validation", "all.txt"]

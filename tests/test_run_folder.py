@@ -398,7 +398,12 @@ def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr("frcnn.training.train_model", train)
     monkeypatch.setattr("frcnn.checkpoints.KEPT", 1)
-    assert main(["train", "--resume", str(again), "data.workers=2", "train.checkpoint_minutes=5"]) == 0
+    for part in ("train.txt", "validation.txt"):  # the pictures have moved since
+        (again / part).write_text(
+            (again / part).read_text().replace(f"{os.sep}pictures{os.sep}", f"{os.sep}gone{os.sep}")
+        )
+    images = ["--images", str(folder.parent / "pictures")]
+    assert main(["train", "--resume", str(again), *images, "data.workers=2", "train.checkpoint_minutes=5"]) == 0
     out = capsys.readouterr().out
     assert f"note: {later} is damaged or only half written: its checksum is wrong; the one before is taken" in out
     assert "resumed at epoch 2, step 2" in out and "2 epochs in " in out
@@ -414,7 +419,7 @@ def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeyp
         for name, value in zip(history, expected):
             if name not in ("pictures_per_second", "data_wait", "val_map"):
                 assert float(row[name]) == pytest.approx(value, rel=1e-2, nan_ok=True), name
-    records, _ = read_records(again / "train.txt", class_names=CLASS_NAMES)
+    records, _ = read_records(again / "train.txt", class_names=CLASS_NAMES, images=folder.parent)
     assert len(records) == 4
 
 

@@ -181,6 +181,16 @@ def add_format_arguments(parser):
         choices=["warning", "error"],
         help="what the name of a picture is that leaves the folder of the annotations (default: warning)",
     )
+    add_images_argument(parser.add_argument)
+
+
+def add_images_argument(add):
+    """The argument that says where the pictures of annotations are; `add` adds one."""
+    add(
+        "--images",
+        metavar="FOLDER",
+        help="where the pictures are that do not lie where the annotations say: found by the last parts of their names",
+    )
 
 
 def add_override_argument(parser):

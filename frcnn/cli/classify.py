@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from frcnn.cli import add_override_argument, find_run
+from frcnn.cli import add_images_argument, add_override_argument, find_run
 from frcnn.cli.detect import find_pictures, say_skipped
 from frcnn.cli.evaluate import write_confusion, write_csv
 from frcnn.cli.train import (
@@ -45,6 +45,7 @@ def add_arguments(parser):
         )
         add = action.add_argument
         add("-p", "--path", required=True, metavar="PATH", help="class folders, CSV, HDF5, idx or npz")
+        add_images_argument(add)
         if name == "train":
             add(
                 "--validation",
@@ -133,13 +134,17 @@ def _read(arguments, config, known):
     from frcnn.data.batches import split_records
     from frcnn.data.readers.labelled import read_labelled
 
-    parts, class_names = read_labelled(arguments.path, known)
+    parts, class_names = read_labelled(arguments.path, known, arguments.images)
     records = parts.get("train") or parts.get("all")
     if records is None:
         raise ValueError(f"{arguments.path} holds pictures to {' and '.join(parts)} with, none to train on")
     config = _settle(config, records[0])
     if arguments.validation:
-        others = parts if arguments.validation in parts else read_labelled(arguments.validation, class_names)[0]
+        others = (
+            parts
+            if arguments.validation in parts
+            else read_labelled(arguments.validation, class_names, arguments.images)[0]
+        )
         validation = _part(others, arguments.validation if others is parts else None, arguments.validation)
     elif "val" in parts:
         validation = parts["val"]
@@ -284,7 +289,7 @@ def _labelled(arguments, class_names):
     """The records of the part that is asked for, and the class names."""
     from frcnn.data.readers.labelled import read_labelled
 
-    parts, class_names = read_labelled(arguments.path, class_names)
+    parts, class_names = read_labelled(arguments.path, class_names, arguments.images)
     return _part(parts, arguments.split, arguments.path), class_names
 
 

@@ -36,7 +36,9 @@ def run(arguments):
     if share is None and arguments.group_by is not None:
         raise ValueError("--group-by needs a share to draw: add --split 0.8")
     split = "all" if share is not None else arguments.split
-    parts, class_names, unlisted = read_parts(arguments.source, arguments.parser, split, arguments.outside)
+    parts, class_names, unlisted = read_parts(
+        arguments.source, arguments.parser, split, arguments.outside, arguments.images
+    )
     if unlisted:
         print(f"note: {unlisted} pictures are in no split and left out; --split all takes every picture")
     if share is not None:

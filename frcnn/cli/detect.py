@@ -91,7 +91,7 @@ def find_pictures(path, output, unlisted=None):
     Raises:
         ValueError: nothing there, no picture in it, or it lies in `output`, where a drawing could take its place.
     """
-    from frcnn.data.images import SUFFIXES
+    from frcnn.data import images
 
     path = Path(path)
     if not path.exists():
@@ -99,10 +99,10 @@ def find_pictures(path, output, unlisted=None):
     root = path.parent if path.is_file() else path
     if root.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"{path} lies in the output folder {output}: name another --output")
-    paths = [path] if path.is_file() else map(Path, find_files(path, SUFFIXES, output, unlisted))
+    paths = [path] if path.is_file() else map(Path, images.find_pictures(path, output, unlisted))
     names = {str(path): path.relative_to(root).as_posix() for path in paths}
     if not names:
-        reasons = list((unlisted or {}).values()) or [f"{path} holds no picture ({', '.join(SUFFIXES)})"]
+        reasons = list((unlisted or {}).values()) or [f"{path} holds no picture ({', '.join(images.SUFFIXES)})"]
         raise ValueError(reasons[0])
     return names
 

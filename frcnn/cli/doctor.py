@@ -35,7 +35,7 @@ def run(arguments):
     for file in map(Path, filter(None, (arguments.json, arguments.html))):
         require_room(file.parent, [file.name])
     config = load_config(arguments.config, arguments.overrides)
-    what = {name: getattr(arguments, name) for name in ("split", "test", "full", "outside")}
+    what = {name: getattr(arguments, name) for name in ("split", "test", "full", "outside", "images")}
     report = examine(arguments.path, config, arguments.parser, **what)
     print(to_text(report))
     if arguments.json:

@@ -103,7 +103,8 @@ def _read_records(arguments, class_names):
     if split is None and (names or find_format(arguments.path, arguments.parser) == "voc"):
         split = next((name for name in SPLITS if name in names), None)
         print(f"split: {split or 'none, every XML file'}")
-    return read_records(arguments.path, arguments.parser, class_names, split, outside=arguments.outside)[0]
+    where = {"outside": arguments.outside, "images": arguments.images}
+    return read_records(arguments.path, arguments.parser, class_names, split, **where)[0]
 
 
 def _read_detections(arguments):

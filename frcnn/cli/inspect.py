@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from frcnn.cli import add_annotation_arguments, add_override_argument, find_run
+from frcnn.cli import add_annotation_arguments, add_images_argument, add_override_argument, find_run
 from frcnn.files import require_room
 
 EXAMPLE = "frcnn inspect model --config config/resnet50_c4.yaml data.im_size=480"
@@ -34,6 +34,7 @@ def add_arguments(parser):
     model("--output", metavar="FOLDER", help="draw the graphs into this folder")
     model("--format", default="png", choices=["png", "svg"], help="of the graphs (default: png)")
     anchors("--boxes", metavar="PATH", help="annotations that hold the picture, of any format that training reads")
+    add_images_argument(anchors)
     box = "a box in pixels of the picture; may be repeated"
     anchors("--box", action="append", default=[], metavar="X1,Y1,X2,Y2", help=box)
     anchors("--stride", type=int, metavar="N", help="pixels between anchors (default: the network's)")
@@ -218,7 +219,7 @@ def _find_boxes(arguments):
     if place and arguments.box:
         raise ValueError("give either --boxes or --box, not both")
     if place:
-        records, class_names = read_records(place, "auto")
+        records, class_names = read_records(place, "auto", images=arguments.images)
         found = [record for record in records if os.path.realpath(record.path) == os.path.realpath(path)]
         if not found:
             raise ValueError(f"{place} does not hold {path}, only {len(records)} others, as {records[0].path}")
@@ -289,7 +290,9 @@ def _show_batch(arguments):
     if arguments.epochs < 1:
         raise ValueError(f"--epochs ({arguments.epochs}) must be at least 1")
     config, class_names = _load(arguments)
-    records, class_names = read_records(arguments.path, arguments.parser, class_names, split=arguments.split)
+    records, class_names = read_records(
+        arguments.path, arguments.parser, class_names, arguments.split, None, arguments.outside, arguments.images
+    )
     seed = config.train.seed
     plan = plan_epoch(records, config.train.batch_size, seed, 0, shuffle=False)[:1]
     images, captions = [], []

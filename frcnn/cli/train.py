@@ -177,7 +177,7 @@ def _resume(arguments):
     parts = []
     for path in (run / "train.txt", run / "validation.txt"):
         is_empty = path.stat().st_size == 0  # nothing to validate on: no annotation file otherwise
-        parts.append([] if is_empty else read_records(path, "simple", class_names)[0])
+        parts.append([] if is_empty else read_records(path, "simple", class_names, images=arguments.images)[0])
     return run, config, parts[0], class_names, with_flags(parts[1], arrays), (arrays, header)
 
 
@@ -253,16 +253,15 @@ def _read(arguments, config):
     from frcnn.data.batches import split_records
     from frcnn.data.readers import match_split, read_records, split_names
 
-    records, class_names = read_records(
-        arguments.path, arguments.parser, split=arguments.split, outside=arguments.outside
-    )
+    where = {"outside": arguments.outside, "images": arguments.images}
+    records, class_names = read_records(arguments.path, arguments.parser, split=arguments.split, **where)
     boxes = sum(len(record.boxes) for record in records)
     print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
     if arguments.validation:
         names = split_names(arguments.path, arguments.parser)
         own_split = match_split(arguments.validation, names) in names
         place = (arguments.path, arguments.validation) if own_split else (arguments.validation, None)
-        validation, _ = read_records(place[0], arguments.parser, class_names, place[1], outside=arguments.outside)
+        validation, _ = read_records(place[0], arguments.parser, class_names, place[1], **where)
         both = {record.path for record in records} & {record.path for record in validation}
         if both:
             print(f"note: {len(both)} of the {len(validation)} validation pictures are trained on too")

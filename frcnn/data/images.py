@@ -1,27 +1,59 @@
 """Pictures in files: their size from the header, their pixels, and the resize rule of training and detection."""
 
 import contextlib
+import functools
+import importlib
+import importlib.util
 import io
+import os
 import struct
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from frcnn.files import open_regular, read_at_most, replacing
+from frcnn.files import find_files, open_regular, read_at_most, replacing
 
+_HEIC = (".heic", ".heif", ".hif")
+_HEIC_PLUGIN = next(filter(importlib.util.find_spec, ("pillow_heif", "pi_heif")), None)
+WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")  # suffixes of what is written in colour
 # Suffixes, in lower case, by which pictures in a folder are known; the readers below go by the content.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (*WRITTEN, ".jpe", ".jfif", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
+SUFFIXES += _HEIC if _HEIC_PLUGIN else ()
+# Those of pictures that are not read: said, so that nobody misses them.
+_UNREAD = (
+    *("" if _HEIC_PLUGIN else _HEIC),
+    *(".jxl", ".svg", ".psd", ".xcf", ".eps", ".ai", ".pdf", ".tga", ".pcx", ".ico", ".exr", ".hdr", ".dds", ".dcm"),
+    *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+)
+_BY_PILLOW = ("AVIF", "HEIF", "JPEG2000")  # where OpenCV, or its build, has no decoder
 # Where OpenCV obeys the EXIF tag and Pillow's size does not. Pillow turns a TIFF itself, OpenCV ignores an AVIF's tag.
 _TURNED_BY_EXIF = ("JPEG", "MPO", "PNG", "WEBP")
 # A side of the formats that hold less than is read.
 _MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 # How GIF and TIFF begin: their transparent pixels, OpenCV paints with one colour (GIF) or black (TIFF).
-_HIDES_COLOURS = (b"GIF8", b"II*\0", b"MM\0*")
+_TIFF = {b"II*\0": "<", b"MM\0*": ">"}  # and its byte order, as `struct` writes it
+_HIDES_COLOURS = (b"GIF8", *_TIFF)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 2**31 - 1  # OpenCV counts them in an int
 _NO_PICTURE = "not a picture, or of a kind that is not read, such as floating-point TIFF"
+
+
+def find_pictures(folder, skip=None, unlisted=None):
+    """The pictures in a folder and its sub-folders; a warning counts those of kinds that are not read.
+
+    Args, result and errors as in `frcnn.files.find_files`.
+    """
+    files = find_files(folder, SUFFIXES + _UNREAD, skip, unlisted)
+    pictures = [path for path in files if path.lower().endswith(SUFFIXES)]
+    if left_out := Counter(os.path.splitext(path)[1].lower() for path in files if not path.lower().endswith(SUFFIXES)):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
+        cure = "pip install pillow-heif reads .heic" if set(left_out) & set(_HEIC) else "save them as PNG or JPEG"
+        warnings.warn(f"{folder}: pictures of kinds that are not read are left out: {counts} ({cure})", stacklevel=2)
+    return pictures
 
 
 def image_size(path):
@@ -31,17 +63,21 @@ def image_size(path):
         ValueError: the file is missing, not a file, not a picture, or has more pixels than Pillow trusts; names it.
     """
     with _explained(path, "cannot read the picture's size"), open_regular(path) as file:
-        return _header_size(file)
+        return _header_size(_mended(file))
 
 
 def exif_orientation(path):
-    """The EXIF orientation of a picture that obeys one, 1 to 8; 1 where there is none, None where it is damaged.
+    """The EXIF orientation of a picture that obeys one, 1 to 8; 1 where there is none.
+
+    None where it is damaged, another number, or not one number of 16 bits, as it must be; OpenCV may obey it even so.
 
     Raises:
         ValueError: as in `image_size`.
     """
-    with _explained(path, "cannot read the picture's EXIF"), open_regular(path) as file, Image.open(file) as picture:
-        return _exif_orientation(picture) if picture.format in _TURNED_BY_EXIF else 1
+    problem = "cannot read the picture's EXIF"
+    with _explained(path, problem), open_regular(path) as file, _open(_mended(file)) as picture:
+        block = picture.info.get("exif", b"") if picture.format in _TURNED_BY_EXIF else b""
+        return _valid_orientation(_orientation_entry(file if picture.format == "TIFF" else _exif_file(block)))
 
 
 def read_image(path):
@@ -86,7 +122,8 @@ def decode_image(data, path, grey_side=None):
     """
     image = None
     with _explained(path, "cannot read the picture"), contextlib.suppress(UnidentifiedImageError):
-        size = _header_size(io.BytesIO(data))
+        file = _mended(io.BytesIO(data))
+        size, data = _header_size(file), file.getvalue()
         if not _is_cut_png(data):
             image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
@@ -98,9 +135,9 @@ def decode_image(data, path, grey_side=None):
 
 
 def _header_size(file):
-    with Image.open(file) as picture:
+    with _open(file) as picture:
         width, height = picture.size
-        turned = picture.format in _TURNED_BY_EXIF and (_exif_orientation(picture) or 1) >= 5
+        turned = picture.format in _TURNED_BY_EXIF and _exif_orientation(picture) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -111,7 +148,32 @@ def _decode(data):
                 return np.array(picture.convert("RGB"))
     # cv2.imread fails on non-ASCII paths under Windows, and tells a missing file from a broken one only on stderr.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _decode_by_pillow(data) if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_by_pillow(data):
+    with _open(io.BytesIO(data)) as picture:
+        return np.array(picture.convert("RGB")) if picture.format in _BY_PILLOW else None
+
+
+def _open(file):
+    """`Image.open`, which a plugin teaches HEIC where one is installed."""
+    start = file.read(12)
+    file.seek(0)
+    is_heic = start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf")
+    if is_heic and _HEIC_PLUGIN:
+        _learn_heic()
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        if is_heic and not _HEIC_PLUGIN:
+            raise ValueError("HEIC is read with a plugin: pip install pillow-heif") from error
+        raise
+
+
+@functools.cache
+def _learn_heic():
+    importlib.import_module(_HEIC_PLUGIN).register_heif_opener()
 
 
 def _is_cut_png(data):
@@ -201,19 +263,55 @@ def resize_image(image, size):
 
 
 def _exif_orientation(picture):
-    """The tag of the EXIF block alone, as OpenCV reads it: `picture.getexif` decodes a PNG and believes XMP too."""
-    block = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    """The tag of the EXIF block alone, as OpenCV obeys it: `picture.getexif` decodes a PNG and believes XMP too."""
+    entry = _orientation_entry(_exif_file(picture.info.get("exif", b"")))
+    value = entry[-1] if entry else 1
+    return value if value in range(1, 9) else 1
+
+
+def _exif_file(block):
+    return io.BytesIO(block.removeprefix(b"Exif\0\0")) if isinstance(block, bytes) else io.BytesIO(b"damaged")
+
+
+def _orientation_entry(file):
+    """The tag in a TIFF, which an EXIF block is: (place, byte order, type, count, first 16 bits of the value).
+
+    None where there is none, and () where the structure is damaged.
+    """
+    file.seek(0)
+    start = file.read(8)
+    order = _TIFF.get(start[:4])
     try:
-        (start,) = struct.unpack_from(f"{order}I", block, 4)
-        (count,) = struct.unpack_from(f"{order}H", block, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, place)
+        (place,) = struct.unpack_from(f"{order}I", start, 4)
+        file.seek(place)
+        (count,) = struct.unpack(f"{order}H", file.read(2))
+        entries = file.read(12 * count)
+        for offset in range(0, 12 * count, 12):
+            tag, *entry = struct.unpack_from(f"{order}HHIH", entries, offset)
             if tag == ExifTags.Base.Orientation:
-                return value if value in range(1, 9) else None
+                return place + 2 + offset, order, *entry
     except struct.error:  # no block, or a damaged one: OpenCV reads on without it, and so must the size
-        return None if block else 1
-    return 1
+        return () if start else None
+    return None
+
+
+def _valid_orientation(entry):
+    if entry is None:
+        return 1
+    is_one_short = entry[2:4] == (3, 1)  # a number of 16 bits in TIFF's numbering of types
+    return entry[-1] if is_one_short and entry[-1] in range(1, 9) else None
+
+
+def _mended(file):
+    """The file; of a TIFF whose orientation is none, which decoders take differently, a copy that says upright."""
+    is_tiff = file.read(4) in _TIFF
+    entry = _orientation_entry(file) if is_tiff else None
+    file.seek(0)
+    if not entry or _valid_orientation(entry):
+        return file
+    data = bytearray(file.read())
+    struct.pack_into(f"{entry[1]}HHIHH", data, entry[0], ExifTags.Base.Orientation, 3, 1, 1, 0)
+    return io.BytesIO(data)
 
 
 def _reason(error):

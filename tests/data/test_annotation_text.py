@@ -6,6 +6,7 @@ import pytest
 
 from frcnn.data.readers import PARSERS, read_records
 from frcnn.data.readers.annotation_text import write_annotations
+from frcnn.data.readers.problems import ELSEWHERE
 from frcnn.records import ImageRecord
 from tests.contracts import assert_is_record
 
@@ -141,7 +142,7 @@ def test_a_degenerate_box_is_not_also_reported_as_outside(annotate):
 
 def test_a_missing_picture_names_both_places_once(annotate, tmp_path):
     text = read_error(annotate("b.png,1,1,5,5,cat", "no/x.png,1,1,5,5,cat", "no/x.png,2,2,5,5,cat"))
-    assert text == f"annotations.txt line 2: no picture at {tmp_path}/no/x.png or no/x.png"
+    assert text == f"annotations.txt line 2: no picture at {tmp_path}/no/x.png or no/x.png\n{ELSEWHERE}"
 
 
 def test_a_header_is_recognised_and_nothing_else_said_about_it(annotate):

@@ -3,9 +3,11 @@ import json
 import os
 import resource
 import struct
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,9 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from frcnn.data import images
 from frcnn.data.images import (
+    SUFFIXES,
     as_rgb,
     decode_image,
+    exif_orientation,
+    find_pictures,
     image_size,
     read_image,
     read_picture_bytes,
@@ -255,6 +261,111 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, reader):
 def test_broken_exif_changes_nothing(tmp_path, suffix, exif):
     path = save(tmp_path / f"picture.{suffix}", exif=exif)
     assert image_size(path) == read_image(path).shape[:2] == (40, 60)
+
+
+def odd_orientation(order, *entry):
+    """An EXIF block whose orientation has this (type, count) and bytes as its value."""
+    kind, count, value = entry
+    header, tag = struct.pack(f"{order}HIH", 42, 8, 1), struct.pack(f"{order}HHI", 274, kind, count)
+    return b"Exif\0\0" + {"<": b"II", ">": b"MM"}[order] + header + tag + value + bytes(4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "mpo", "tif"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [
+        *((3, 1, struct.pack("BBBB", 0, value, 0, value)) for value in (0, 9, 255)),
+        (2, 2, b"6\0\0\0"),
+        (7, 1, b"\6\0\0\0"),
+        (1, 1, b"\6\0\0\0"),
+        (5, 1, b"\x1a\0\0\0"),
+        (5, 1, b"\xff\xff\xff\xff"),
+        (3, 2, b"\6\0\6\0"),
+        (4, 2, b"\6\0\6\0"),
+        (4, 1, b"\6\0\0\0"),
+        (13, 1, b"\6\0\0\0"),
+        (99, 2**32 - 1, b"\6\0\0\0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the tag
+def test_an_orientation_that_is_none_is_known_and_read_over(tmp_path, suffix, order, kind, count, value):
+    if suffix == "tif":
+        path = save(tmp_path / "picture.tif", exif=oriented(6))
+        entry, odd = struct.pack("<HHIH", 274, 3, 1, 6), struct.pack("<HHI", 274, kind, count) + value[:2]
+        path.write_bytes(path.read_bytes().replace(entry, odd))
+    else:
+        path = save(tmp_path / f"picture.{suffix}", exif=odd_orientation(order, kind, count, value))
+    assert exif_orientation(path) is None
+    assert image_size(path) == read_image(path).shape[:2]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_orientations_are_known(tmp_path, suffix):
+    found = [exif_orientation(save(tmp_path / f"{value}.{suffix}", exif=oriented(value))) for value in range(10)]
+    assert found == [None, *range(1, 9), None]
+    assert exif_orientation(save(tmp_path / f"plain.{suffix}")) == 1
+
+
+@pytest.mark.parametrize("suffix", sorted({*SUFFIXES} - {".heic", ".heif", ".hif"}))
+def test_every_suffix_is_read(tmp_path, suffix):
+    """By what the suffix stands for: JPEG's own names, pixmaps, JPEG 2000, AVIF."""
+    path = tmp_path / f"picture{suffix}"
+    mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+    kind = {".jfif": "JPEG", ".jpe": "JPEG", ".pnm": "PPM"}.get(suffix)
+    try:
+        Image.fromarray(PIXELS).convert(mode).save(path, kind)
+    except (OSError, KeyError) as error:
+        pytest.skip(f"this Pillow writes no {suffix}: {error}")
+    is_lossy = suffix in (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".avif", ".webp", ".jp2", ".j2k")
+    assert_is_read_as(path, by_pillow(path), tolerance=40 if is_lossy else 0)
+    assert find_pictures(tmp_path) == [str(path)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "AVIF"])
+def test_what_opencv_cannot_decode_pillow_does(tmp_path, monkeypatch, kind):
+    path = tmp_path / "picture"
+    Image.fromarray(PIXELS).save(path, kind)
+    monkeypatch.setattr("cv2.imdecode", lambda *_: None)
+    assert_is_read_as(path, by_pillow(path))
+    Image.fromarray(PIXELS).save(path, "PNG")
+    with pytest.raises(ValueError, match="cannot decode the picture"):
+        read_image(path)
+
+
+def test_heic_is_read_by_a_plugin(tmp_path, monkeypatch):
+    """One that stands in for pillow-heif: it takes what follows the first 12 bytes for a PNG."""
+
+    def open_heic(file, name):
+        file.seek(12)
+        picture = Image.open(io.BytesIO(file.read()))
+        picture.format = "HEIF"
+        return picture
+
+    def register_heif_opener():
+        Image.register_open("HEIF", open_heic, lambda start: start[4:12] == b"ftypheic")
+
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + save(tmp_path / "a.png").read_bytes())
+    monkeypatch.setitem(sys.modules, "heic_plugin", SimpleNamespace(register_heif_opener=register_heif_opener))
+    monkeypatch.setattr(images, "_HEIC_PLUGIN", None)
+    with pytest.raises(ValueError, match=r"a.heic: cannot .*HEIC is read with a plugin: pip install pillow-heif"):
+        read_image(path)
+    monkeypatch.setattr(images, "_HEIC_PLUGIN", "heic_plugin")
+    try:
+        assert_is_read_as(path, PIXELS)
+    finally:
+        images._learn_heic.cache_clear()
+        Image.OPEN.pop("HEIF", None)
+        Image.ID.remove("HEIF")
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path):
+    for name in ("a.png", "b.PSD", "deep/c.psd", "d.svg", "e.txt", "out/f.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"are left out: 2 .psd, 1 .svg \(save them as PNG or JPEG\)$"):
+        assert find_pictures(tmp_path, skip=tmp_path / "out") == [str(tmp_path / "a.png")]
 
 
 def test_a_header_that_the_decoder_contradicts_is_an_error(tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def test_csv_names_the_lines(draw_picture, tmp_path):
     (tmp_path / "x.csv").write_text("a.png,cat,1\nb.png,cat\na.png,\nx.csv,dog\n")
     with pytest.raises(ValueError, match="line 1") as caught:
         read_labelled(tmp_path / "x.csv")
-    first, second, third, fourth = str(caught.value).splitlines()
+    first, second, third, fourth, _ = str(caught.value).splitlines()
     assert first == "x.csv line 1: expected path,class, got 'a.png,cat,1'"
     assert second.startswith("x.csv line 2: no picture at ") and "b.png" in second
     assert third == "x.csv line 3: expected path,class, got 'a.png,'"

@@ -286,7 +286,7 @@ def test_entities_are_refused(voc, entities):
 
 def test_what_a_split_lists_must_be_there(voc):
     path = voc({"a": CAT, "lost": CAT}, {"trainval": "a\n\nlost\nabsent\n"})
-    first, second = read_error(path).splitlines()
+    first, second, _ = read_error(path).splitlines()
     place, message = first.split(": ", maxsplit=1)
     assert place == "ImageSets/Main/trainval.txt line 3"
     assert message == "no picture for Annotations/lost.xml: JPEGImages has no lost.png and no lost.*"
@@ -297,7 +297,7 @@ def test_pictures_that_are_missing_or_broken_are_errors(voc):
     path = voc({"a": CAT, "b": annotation(CAT, filename="renamed.png")})
     (path / "JPEGImages/b.png").unlink()
     (path / "JPEGImages/a.png").write_text("no picture")
-    first, second = read_error(path).splitlines()
+    first, second, _ = read_error(path).splitlines()
     assert first.startswith(f"Annotations/a.xml line 4: {path}/JPEGImages/a.png: cannot read the picture's size")
     assert second == (
         "Annotations/b.xml line 1: no picture for Annotations/b.xml: JPEGImages has no renamed.png and no b.*"

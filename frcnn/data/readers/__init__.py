@@ -38,7 +38,7 @@ class Format(NamedTuple):
     holds: tuple = ()
 
 
-def read_records(path, format="simple", class_names=None, split=None, problems=None, outside="warning"):
+def read_records(path, format="simple", class_names=None, split=None, problems=None, outside="warning", images=None):
     """Read annotated pictures.
 
     Args:
@@ -56,6 +56,8 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
             nothing about single annotations is raised, and the good rest is returned.
         outside: "warning" or "error", what a picture's name that leaves the folder of the data is: one with more ".."
             than folders before or, when an error, an absolute one. Links are followed wherever they lead.
+        images: None, or a folder: a picture that is not where its name says is looked for there and in its sub-folders
+            by the last parts of its name, as many as possible. The name may be a Windows path or a `file://` URL.
 
     Returns:
         list of ImageRecord in the order of first appearance, tuple of K class names.
@@ -71,7 +73,7 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
     if split not in (None, "all") and row.splits is None:
         with_splits = ", ".join(name for name, each in FORMATS.items() if each.splits)
         raise ValueError(f"{path}: splits such as {split!r} belong to {with_splits}; give the file of the split")
-    errors, given = Errors(problems, outside), class_names
+    errors, given = Errors(problems, outside, images), class_names
     try:
         split = split if split in (None, "all") else match_split(split, row.splits(path))
         records, class_names = row.read(path, class_names, split, errors)

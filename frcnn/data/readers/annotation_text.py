@@ -124,11 +124,6 @@ def find_pictures(table, folder, errors):
 
 def locate(name, folder, line, errors):
     """Where a picture lies, in `folder` or else the working directory; that it lies nowhere goes into `errors`."""
-    if not errors.check_name(line, name):
-        return os.devnull  # no file: its boxes are left out
     candidates = list(dict.fromkeys(os.path.normpath(place) for place in (os.path.join(folder, name), name)))
-    place = next(filter(os.path.isfile, candidates), None)
-    if place is None:
-        message = f"no picture at {' or '.join(candidates)}" if name else "filepath is empty"
-        errors.add(line, "missing-picture", message)
-    return place or candidates[0]
+    message = f"no picture at {' or '.join(candidates)}" if name else "filepath is empty"
+    return errors.find_picture(line, name, candidates, message) or f"{os.devnull}/{name}"  # no file: no box is used

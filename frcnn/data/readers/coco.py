@@ -131,14 +131,10 @@ def _read_images(entries, folders, first, places, errors):
         if number in indices:
             errors.add(line, "repeated-id", f"id {number} is taken by an image before")
             continue
-        allowed = errors.check_name(line, name)
-        candidates = (os.path.normpath(os.path.join(folder, name)) for folder in folders)
-        place = next(filter(os.path.isfile, candidates if allowed else ()), None)
-        if not allowed:
-            place = f"{os.devnull}/{number}"  # no file: its boxes are left out
-        elif place is None:
-            place = os.path.normpath(os.path.join(folders[0], name))
-            errors.add(line, "missing-picture", f"no picture at {place}, nor in the folders around that are looked in")
+        candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
+        message = f"no picture at {candidates[0]}, nor in the folders around that are looked in"
+        place = errors.find_picture(line, name, candidates, message)
+        place = place or f"{os.devnull}/{number}"  # no file: its boxes are left out
         if place in places:
             errors.add(line, "repeated-picture", f"{place} is the picture of an image before")
         else:

@@ -11,10 +11,10 @@ import h5py  # comes with Keras
 import numpy as np
 
 from frcnn.arrays import open_hdf5, read_npz
-from frcnn.data.images import SUFFIXES, image_size
+from frcnn.data.images import SUFFIXES, find_pictures, image_size
 from frcnn.data.readers.annotation_text import locate
 from frcnn.data.readers.problems import MAX_BYTES, Errors, read_bytes, read_lines
-from frcnn.files import find_files, open_regular, reading
+from frcnn.files import open_regular, reading
 from frcnn.records import LabelledImage
 
 SPLITS = ("train", "val", "test")
@@ -24,7 +24,7 @@ _NPZ_KEYS = "x_train, y_train, x_test, y_test, or x and y"
 _IDX_NAME = re.compile(r"(.*)images([-.])idx3([-.])ubyte(\.gz)?")
 
 
-def read_labelled(path, class_names=None):
+def read_labelled(path, class_names=None, images=None):
     """Read pictures with one class each; what a file is, its content says.
 
     Args:
@@ -35,6 +35,7 @@ def read_labelled(path, class_names=None):
             with x_train, y_train, x_test, y_test, or x and y.
         class_names: the classes of a trained model, in its order; any other class is then an error. None takes those
             of list_classes, else those that occur, sorted.
+        images: None, or a folder for the pictures of a text file, as in `read_records`.
 
     Returns:
         dict from "train", "val" and "test", as far as they are there, else from "all", to lists of `LabelledImage`;
@@ -46,7 +47,10 @@ def read_labelled(path, class_names=None):
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
-    parts, known = _reader_of(path)(path)
+    reader = _reader_of(path)
+    if images is not None and reader is not _read_csv:
+        raise ValueError(f"images: {path} holds its pictures itself; leave out the folder {images}")
+    parts, known = reader(path) if images is None else reader(path, images)
     unknown = [name for name in known if class_names is not None and name not in class_names]
     if unknown:
         expected = ", ".join(class_names)
@@ -101,15 +105,15 @@ def _read_classes(folder):
     classes = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
     if not classes:
         raise ValueError(f"{folder}: expected a folder of pictures for each class, found no folder")
-    found = {place: find_files(place, SUFFIXES) for place in classes}
+    found = {place: find_pictures(place) for place in classes}
     for place, files in found.items():
         if not files:
             raise ValueError(f"{place} holds no picture ({', '.join(SUFFIXES)}): a class folder needs at least one")
     return [(file, place.name, None) for place, files in found.items() for file in files]
 
 
-def _read_csv(path):
-    errors, rows = Errors(), []
+def _read_csv(path, images=None):
+    errors, rows = Errors(images=images), []
     lines, _ = read_lines(path, path.name, errors)
     for number, fields in enumerate(csv.reader(lines), start=1):
         fields = [field.strip() for field in fields]

@@ -8,11 +8,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from frcnn.data.readers.pictures import PictureFolder
 from frcnn.files import printable, read_at_most
 
 MAX_BYTES = 2**30  # of an annotation file: ten million boxes; what is made of it takes up to ten times as much memory
 SPLITS = ("train", "val", "test")
 _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+ELSEWHERE = "where the pictures lie in another folder, name it: --images FOLDER (in Python images=FOLDER)"
 _MAX_SHOWN = 20
 _MAX_KEPT = 100_000
 
@@ -45,12 +47,14 @@ class Errors:
     Args:
         problems: None, or a list that takes all mistakes and notes as `Problem`s; nothing is then raised or warned of.
         outside: "error" or "warning", what a picture's name that leaves the folder of the data is.
+        images: None, or a folder in which pictures are looked for that are not where their names say.
 
     Attributes:
         declared: dict from a picture's path to (line, width, height) as the annotations have them, whatever they are.
     """
 
-    def __init__(self, problems=None, outside="warning"):
+    def __init__(self, problems=None, outside="warning", images=None):
+        self._images = None if images is None else PictureFolder(images)
         self.problems, self.outside, self.declared = problems, outside, {}
         self.found, self._more, self._notes = [], 0, {}
         self._names, self._starts, self._end, self._entries = [], [], 0, []
@@ -103,14 +107,44 @@ class Errors:
         Returns:
             bool, whether what it names may be opened.
         """
-        absolute = os.path.isabs(name)
-        if not absolute and os.path.normpath(name).split(os.sep)[0] != os.pardir:
+        if not _leaves(name):
             return True
         if self.outside == "error":
             self.add(line, "outside-folder", f"{name} leaves the folder of the data, which is not allowed here")
-        elif not absolute:
+        elif not os.path.isabs(name):
             self.note([line], "outside-folder", "outside the folder of the data", what="name")
         return self.outside != "error"
+
+    def find_picture(self, line, name, candidates, message, others=()):
+        """Where a picture lies: the first of the candidates, else in the folder of images; reports where it does not.
+
+        Args:
+            line: where it is named.
+            name: as the annotations have it.
+            candidates: iterable of paths, where the name may lead.
+            message: what to say if it is nowhere.
+            others: further names, that are looked for in the folder of images only.
+
+        Returns:
+            the path, or None.
+        """
+        may_leave = self.outside != "error"
+        place = next(filter(os.path.isfile, candidates), None) if may_leave or not _leaves(name) else None
+        try:
+            names = (name, *others) if self._images and place is None else ()
+            below = next(filter(None, map(self._images.find, names)), None) if names else None
+        except ValueError as error:
+            self.add(line, "missing-picture", str(error))
+            return None
+        if below is not None or not self.check_name(line, name):
+            return below
+        if place is None:
+            self.add(line, "missing-picture", message)
+        return place
+
+    def find_folder(self, name):
+        """The folder of pictures that the longest tail of a name leads to in the folder of images, or None."""
+        return self._images and self._images.find_folder(name)
 
     def finish(self):
         """Raise a ValueError that lists the first mistakes and counts the others, or give everything to the collector.
@@ -125,7 +159,12 @@ class Errors:
         elif self.found:
             shown = [str(self._problem(*error)) for error in self.found[:_MAX_SHOWN]]
             more = len(self.found) - len(shown) + self._more
-            raise ValueError("\n".join(shown + ([f"... and {more} more"] if more > 0 else [])))
+            shown += [f"... and {more} more"] if more > 0 else []
+            if self._images is None and any(
+                kind in ("missing-picture", "missing-folder") for _, kind, _, _ in self.found
+            ):
+                shown.append(ELSEWHERE)
+            raise ValueError("\n".join(shown))
         for (_, text, what), lines in self._notes.items():
             if lines:
                 things = f"{len(lines)} {what}" + ("es" if what == "box" else "s") * (len(lines) > 1)
@@ -137,6 +176,10 @@ class Errors:
         if entry is None:
             return Problem(kind, severity, name, number, message)
         return Problem(kind, severity, name, None, f"{entry(number)}: {message}".removesuffix(": "))
+
+
+def _leaves(name):
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
 def read_lines(path, name, errors):

@@ -86,8 +86,9 @@ def _read_tree(tree, split, path, pictures, errors):
         filename = PureWindowsPath((root.findtext("filename") or "").strip()).name  # some write a whole path
         place = str(tree / "JPEGImages" / (filename if filename in names else by_stem.get(file.stem, file.stem)))
         if filename not in names and file.stem not in by_stem:
-            wanted = f"no {filename or '<filename>'} and no {file.stem}.*"
-            errors.add(line or start + 1, "missing-picture", f"no picture for {shown}: JPEGImages has {wanted}")
+            message = f"no picture for {shown}: JPEGImages has no {filename or '<filename>'} and no {file.stem}.*"
+            others = [root.findtext("filename") or "", *(file.stem + suffix for suffix in SUFFIXES)]
+            place = errors.find_picture(line or start + 1, filename, (), message, others) or place
         elif not os.path.isfile(place):
             errors.add(start + 1, "missing-picture", f"{place} is no file, but a folder, a pipe or a device")
         if place in pictures:

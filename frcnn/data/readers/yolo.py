@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from frcnn.data.images import SUFFIXES
+from frcnn.data.images import SUFFIXES, find_pictures
 from frcnn.data.readers.problems import SPLITS, decode, read_bytes, read_lines
 from frcnn.data.readers.table import BACKGROUND, COORDINATES, build_records
-from frcnn.files import MOST_YAML_BYTES, find_files, read_yaml
+from frcnn.files import MOST_YAML_BYTES, read_yaml
 
 # Keys of a data.yaml that tools write and that change no box.
 _SILENT = {*SPLITS, "valid", "minival", "path", "names", "nc", "kpt_shape", "flip_idx", "kpt_names", "skeleton"}
@@ -41,8 +41,8 @@ def read_yolo(path, class_names, split, errors):
     pictures = {}
     for line, name in enumerate(wanted, first):
         for place in places[name]:
-            for picture, its_line in _find_pictures(place, _roots(content, file), file.parent.resolve(), line, errors):
-                pictures.setdefault(picture, its_line)
+            for picture, *rest in _pictures_of(place, _roots(content, file), file.parent.resolve(), line, errors):
+                pictures.setdefault(picture, rest)
     if not pictures and not errors.found:
         raise ValueError(f"{file}: no picture in {', '.join(wanted)}")
     table = _read_labels(pictures, names, points, file.parent, errors)
@@ -152,8 +152,8 @@ def _roots(content, file):
     return list(dict.fromkeys([file.parent / path, file.parent]))
 
 
-def _find_pictures(place, roots, home, line, errors):
-    """(path, line) of each picture of a folder, or of a text file of paths."""
+def _pictures_of(place, roots, home, line, errors):
+    """(path, line, other paths beside which its labels may be) of each picture of a folder, or of a list of paths."""
     # Some write ../train/images and mean what lies beside data.yaml.
     names = dict.fromkeys((place, place.removeprefix("../")))
     candidates = {os.path.normpath(root / name): name for name in names for root in roots}
@@ -164,9 +164,13 @@ def _find_pictures(place, roots, home, line, errors):
             errors.add(line, "outside-folder", f"{name} holds the data set itself: name the folder of its pictures")
             return []
         if os.path.isdir(found):
-            return [(os.path.normpath(picture), line) for picture in find_files(found, SUFFIXES)]
+            return [(os.path.normpath(picture), line, ()) for picture in find_pictures(found)]
         if os.path.isfile(found):
             return _read_list(found, roots, errors)
+    moved = errors.find_folder(place)
+    if moved:
+        files = [(picture, os.path.relpath(picture, moved)) for picture in find_pictures(moved)]
+        return [(picture, line, [os.path.join(place, name) for place in candidates]) for picture, name in files]
     errors.add(line, "missing-folder", f"no folder or list of pictures at {' or '.join(candidates)}")
     return []
 
@@ -177,30 +181,31 @@ def _read_list(file, roots, errors):
     for line, name in enumerate(map(str.strip, lines), start + 1):
         if not name:
             continue
-        if not errors.check_name(line, name):
-            continue
         candidates = list(dict.fromkeys(os.path.normpath(root / name) for root in (Path(file).parent, *roots)))
-        picture = next(filter(os.path.isfile, candidates), None)
-        if picture is None:
-            errors.add(line, "missing-picture", f"no picture at {' or '.join(candidates)}")
-        else:
-            found.append((picture, line))
+        picture = errors.find_picture(line, name, candidates, f"no picture at {' or '.join(candidates)}")
+        if picture is not None:
+            found.append((picture, line, candidates))
     return found
 
 
 def _find_label_files(pictures):
-    """The text files of boxes: a dict from picture to file, for those that have one, and the set of their folders."""
+    """The text files of boxes: a dict from picture to file, for those that have one, and the set of their folders.
+
+    Of a picture that was moved, the text may have stayed beside one of the other places where the picture should be.
+    """
     folders, found = {}, {}
-    for picture in pictures:
-        place, stem = os.path.split(os.path.splitext(picture)[0])
-        if place not in folders:
-            folder = _label_folder(place)
-            names = os.listdir(folder) if os.path.isdir(folder) else []
-            texts = sorted((name for name in names if name.lower().endswith(".txt")), reverse=True)
-            folders[place] = folder, {os.path.splitext(name)[0]: name for name in texts}  # .txt goes before .TXT
-        folder, texts = folders[place]
-        if stem in texts:
-            found[picture] = os.path.join(folder, texts[stem])
+    for picture, (_, others) in pictures.items():
+        for path in (picture, *others):
+            place, stem = os.path.split(os.path.splitext(path)[0])
+            if place not in folders:
+                folder = _label_folder(place)
+                names = os.listdir(folder) if os.path.isdir(folder) else []
+                texts = sorted((name for name in names if name.lower().endswith(".txt")), reverse=True)
+                folders[place] = folder, {os.path.splitext(name)[0]: name for name in texts}  # .txt goes before .TXT
+            folder, texts = folders[place]
+            if stem in texts:
+                found[picture] = os.path.join(folder, texts[stem])
+                break
     return found, {place: folder for place, (folder, _) in folders.items()}
 
 
@@ -216,7 +221,7 @@ def _read_labels(pictures, names, points, folder, errors):
     """A table with a row a box, and one of the background before those of each picture; see `build_records`."""
     rows = []
     files, folders = _find_label_files(pictures)
-    for index, (picture, line) in enumerate(pictures.items()):
+    for index, (picture, (line, _)) in enumerate(pictures.items()):
         rows.append((np.nan, np.nan, np.nan, np.nan, BACKGROUND, index, line))
         if picture not in files:
             continue
