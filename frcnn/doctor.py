@@ -13,6 +13,7 @@ from frcnn.data.anchor_recall import Settings, anchor_recall, resize_boxes, sugg
 from frcnn.data.duplicates import fingerprint, group_duplicates
 from frcnn.data.images import SUFFIXES, exif_orientation
 from frcnn.data.readers import Problem, find_format, read_records, split_names
+from frcnn.data.readers.voc_folders import describe_layout
 from frcnn.data.threads import map_in_threads
 
 _SAME_BOX = 0.9  # IoU from which two boxes of a picture are one thing
@@ -95,6 +96,7 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
         problems += _check_recall(class_names, recall, path)
     problems.sort(key=lambda problem: (problem.severity, problem.kind))  # "error" is before "warning"
     source = {"path": str(path), "format": format, "split": split, "test": test and str(test), "full": full}
+    source["layout"] = describe_layout(path, records) if format in ("voc", "pascal_voc") else ""
     return Report(source, problems, records, class_names, statistics, settings, better)
 
 

@@ -14,6 +14,7 @@ _MOST_PICTURES = 48  # with one
 _MOST_ON_PAGE = 200  # problems of a kind
 
 CURES = {
+    "ambiguous-picture": "keep one of the pictures in the folder, or name it in <filename> with its suffix",
     "anchors-miss": "take the better settings below, or a larger data.im_size",
     "bad-encoding": "save the file as UTF-8",
     "bad-number": "write a plain number, such as 12 or 12.5",
@@ -37,6 +38,7 @@ CURES = {
     "missing-picture": "correct the path, or put the picture there; paths count from the annotation file's folder",
     "near-duplicate-picture": "keep them on one side of every split: frcnn convert-data --split does",
     "no-boxes": "mark at least one object",
+    "other-xml": "nothing, if these files are no annotations",
     "outline": "nothing, if the box around the outline is what you want",
     "outside-box": "draw the box anew: was the picture resized or cut after it was annotated?",
     "outside-folder": "move the pictures into the folder of the data",
@@ -48,6 +50,7 @@ CURES = {
     "swapped-box": "swap the two corners",
     "tiny-box": "a larger data.im_size, pictures cut into parts, or leave the box out",
     "too-many": "mend the first ones, and run again",
+    "turned-box": "nothing, if the box around the turned one is what you want",
     "undecodable-picture": "copy the picture again from its source, or delete it",
     "unknown-class": "correct the name; or annotate the class for training too",
     "unknown-picture": "correct image_id, or add the picture",
@@ -85,7 +88,7 @@ def paste(settings):
 
 def to_text(report, most=3):
     """The report for a terminal; of each kind of problem the first few."""
-    lines = [_headline(report)]
+    lines = [_headline(report), *_layout_lines(report)]
     for (severity, kind), problems in _group(report.problems).items():
         lines += ["", f"{severity} {kind} ({len(problems)}). Cure: {CURES[kind]}"]
         lines += [f"  {printable(str(problem))}" for problem in problems[:most]]
@@ -102,6 +105,11 @@ def _headline(report):
     split = f", split {source['split']}" if source["split"] else ""
     counts = f"{statistics['pictures']} pictures, {statistics['boxes']} boxes, {len(report.class_names)} classes"
     return printable(f"{source['path']} ({source['format']}{split}): {counts}")
+
+
+def _layout_lines(report):
+    layout = report.source["layout"]
+    return [printable(f"layout: {layout}")] if layout else []
 
 
 def _group(problems):
@@ -178,7 +186,7 @@ def _table_lines(rows):
 
 def to_html(report):
     """One page, see `frcnn.html_page`."""
-    parts = [f"<h1>{as_text(_headline(report))}</h1>"]
+    parts = [f"<h1>{as_text(_headline(report))}</h1>", *(f"<p>{as_text(line)}</p>" for line in _layout_lines(report))]
     for (severity, kind), problems in _group(report.problems).items():
         items = "".join(f"<li>{as_text(problem)}</li>" for problem in problems[:_MOST_ON_PAGE])
         more = f"<p>... and {len(problems) - _MOST_ON_PAGE} more</p>" if len(problems) > _MOST_ON_PAGE else ""

@@ -249,6 +249,7 @@ def _read(arguments, config):
     """The training records, the class names, the validation records; says how many there are and what is odd."""
     from frcnn.data.batches import split_records
     from frcnn.data.readers import read_records, split_names
+    from frcnn.data.readers.voc_folders import FOLDER_SPLITS
 
     records, class_names = read_records(
         arguments.path, arguments.parser, split=arguments.split, outside=arguments.outside
@@ -256,8 +257,9 @@ def _read(arguments, config):
     boxes = sum(len(record.boxes) for record in records)
     print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
     if arguments.validation:
-        own_split = arguments.validation in split_names(arguments.path)
-        place = (arguments.path, arguments.validation) if own_split else (arguments.validation, None)
+        splits, called = split_names(arguments.path), arguments.validation
+        own_split = next((name for name in (called, FOLDER_SPLITS.get(called)) if name in splits), None)
+        place = (arguments.path, own_split) if own_split else (called, None)
         validation, _ = read_records(place[0], arguments.parser, class_names, place[1], outside=arguments.outside)
         both = {record.path for record in records} & {record.path for record in validation}
         if both:

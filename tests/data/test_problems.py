@@ -67,7 +67,7 @@ def test_what_is_wrong_in_a_voc_tree_is_collected_and_the_rest_returned(tmp_path
     texts["a"] += "<object/>\n</annotation>"
     for name, text in texts.items():
         (tmp_path / "Annotations" / f"{name}.xml").write_text(text)
-    (tmp_path / "Annotations" / "g.xml").mkdir()
+    (tmp_path / "Annotations" / "g.xml").symlink_to("absent")
     records, _, problems = collect(tmp_path, "voc")
     assert [(Path(problem.file).name, problem.line, problem.kind) for problem in problems] == [
         ("a.xml", 3, "degenerate-box"),

@@ -6,8 +6,9 @@ from pathlib import Path
 from frcnn.data.readers.annotation_text import read_annotation_text
 from frcnn.data.readers.coco import read_coco
 from frcnn.data.readers.problems import Errors, Problem
-from frcnn.data.readers.voc import find_trees, read_voc, voc_splits
-from frcnn.data.readers.yolo import find_yaml, read_yolo, yolo_splits
+from frcnn.data.readers.voc import read_voc
+from frcnn.data.readers.voc_folders import find_trees, holds_xml, voc_splits
+from frcnn.data.readers.yolo import find_yaml, names_data, read_yolo, yolo_splits
 
 __all__ = ["FORMATS", "Problem", "find_format", "read_records", "split_names"]
 
@@ -68,10 +69,12 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
 
 
 def find_format(path):
-    """The format of what lies at a path: a folder is "yolo" if it holds a data.yaml and no VOC tree, and else "voc";
-    a file is "coco" if it ends in ".json", "yolo" if in ".yaml" or ".yml", and else "simple"."""
+    """The format of what lies at a path: a folder is "yolo" if it holds a data.yaml and no VOC tree, and else "voc",
+    also where its only YAML file is none of YOLO and XML annotations lie there; a file is "coco" if it ends in
+    ".json", "yolo" if in ".yaml" or ".yml", and else "simple"."""
     if os.path.isdir(path):
-        return "yolo" if find_yaml(path) and not find_trees(path) else "voc"
+        file = None if find_trees(path) else find_yaml(path)
+        return "yolo" if file and (names_data(file) or not holds_xml(path)) else "voc"
     suffix = Path(path).suffix.lower()
     return "coco" if suffix == ".json" else "yolo" if suffix in (".yaml", ".yml") else "simple"
 

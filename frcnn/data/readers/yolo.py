@@ -63,6 +63,15 @@ def yolo_splits(path):
     return tuple(_places(_load(find_yaml(path))))
 
 
+def names_data(file):
+    """Whether a YAML file is a data.yaml by its content: class names, and where pictures are."""
+    try:
+        content = _load(file)
+    except ValueError:
+        return False
+    return "names" in content and not {"path", *SPLITS}.isdisjoint(content)
+
+
 def _load(file):
     """The mapping in a data.yaml; all its values are strings, as a class may well be called `no` or `1`."""
     text = decode(read_bytes(file, _MAX_BYTES), file)
