@@ -12,7 +12,7 @@ import numpy as np
 from frcnn.data.anchor_recall import Settings, anchor_recall, resize_boxes, suggest_settings
 from frcnn.data.duplicates import fingerprint, group_duplicates
 from frcnn.data.images import SUFFIXES, exif_orientation
-from frcnn.data.readers import Problem, find_format, read_records, split_names
+from frcnn.data.readers import Problem, find_format, read_records, require_boxes, split_names
 from frcnn.data.readers.voc_folders import describe_layout
 from frcnn.data.threads import map_in_threads
 
@@ -67,10 +67,14 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
         split = "all"
     problems, test_problems = [], []
     records, class_names = read_records(path, format, None, split, problems, outside)
+    if class_names:  # without them it has been said
+        require_boxes(records, path, problems)
     tests, test_classes = [], class_names
     if test is not None:
         test_split = next((name for name in ("test", "val") if name in split_names(test)), None)
         tests, test_classes = read_records(test, "auto", None, test_split, test_problems, outside)
+        if test_classes:
+            require_boxes(tests, test, problems)
         folder = test if os.path.isdir(test) else os.path.dirname(test)
         problems += [problem._replace(file=os.path.join(folder, problem.file)) for problem in test_problems]
         tests = [replace(record, source=os.path.join(folder, record.source)) for record in tests]

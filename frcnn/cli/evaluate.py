@@ -80,7 +80,10 @@ def _read_records(arguments, class_names):
         names = split_names(arguments.path)
         split = next((name for name in SPLITS if name in names), None)
         print(f"split: {split or 'none, every XML file'}")
-    return read_records(arguments.path, arguments.parser, class_names, split, outside=arguments.outside)[0]
+    records, _ = read_records(arguments.path, arguments.parser, class_names, split, outside=arguments.outside)
+    if not any((~record.difficult & ~record.crowd).any() for record in records):
+        raise ValueError(f"{arguments.path} has no box that is scored, so that no score is possible: mark objects")
+    return records
 
 
 def _read_detections(arguments):

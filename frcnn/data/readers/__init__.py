@@ -10,7 +10,7 @@ from frcnn.data.readers.voc import read_voc
 from frcnn.data.readers.voc_folders import find_trees, holds_xml, voc_splits
 from frcnn.data.readers.yolo import find_yaml, names_data, read_yolo, yolo_splits
 
-__all__ = ["FORMATS", "Problem", "find_format", "read_records", "split_names"]
+__all__ = ["FORMATS", "Problem", "find_format", "read_records", "require_boxes", "split_names"]
 
 FORMATS = ("auto", "simple", "voc", "pascal_voc", "coco", "yolo")
 
@@ -61,11 +61,27 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
     except OSError as error:  # a folder that cannot be listed, or that went away in between
         raise ValueError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     if not class_names:
-        message = "has no box, only pictures without objects: mark at least one object"
-        if problems is None:
-            raise ValueError(f"{path} {message}")
-        problems.append(Problem("no-boxes", "error", str(path), None, message))
+        require_boxes([], path, problems)
     return records, class_names
+
+
+def require_boxes(records, path, problems=None):
+    """Refuse annotations without a single box to learn from; they are read, as what is only converted may be empty.
+
+    Args:
+        records: list of ImageRecord.
+        path: where they come from, for the message.
+        problems: None, or a list that takes the mistake, which is then not raised.
+
+    Raises:
+        ValueError: no record has a box that is no crowd's.
+    """
+    if any(len(record.without_crowds().boxes) for record in records):
+        return
+    message = "has no box, only pictures without objects: mark at least one object"
+    if problems is None:
+        raise ValueError(f"{path} {message}")
+    problems.append(Problem("no-boxes", "error", str(path), None, message))
 
 
 def find_format(path):
