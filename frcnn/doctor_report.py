@@ -30,6 +30,7 @@ CURES = {
     "few-boxes": "annotate more, or join the class with another",
     "field-count": "write filepath,x1,y1,x2,y2,class_name (YOLO: class cx cy w h); quote a name that holds a comma",
     "header-line": "delete the header",
+    "id-type": "nothing, if the boxes fit (--html); else write all ids as numbers",
     "incomplete-object": "give the object a name and a complete box",
     "leaked-picture": "keep copies on one side: frcnn convert-data --split draws such a split",
     "missing-annotation": "annotate the picture, or take it off the list",
@@ -57,6 +58,7 @@ CURES = {
     "unreadable-file": "see that the file is one and may be read",
     "unreadable-picture": "copy the picture again from its source, or save it as JPEG or PNG",
     "unreferenced-picture": "annotate it; one without objects is worth a line too (background)",
+    "unused-category": "nothing, if it is no class of its own; else annotate it",
     "xml-entities": "write the text itself in place of the entity",
 }
 
