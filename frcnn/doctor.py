@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frcnn.data.anchor_recall import Settings, anchor_recall, resize_boxes, suggest_settings
+from frcnn.data.anchor_recall import Settings, propose_settings, resize_boxes
 from frcnn.data.duplicates import fingerprint, group_duplicates
 from frcnn.data.images import SUFFIXES, exif_orientation
 from frcnn.data.readers import Problem, find_format, read_records, require_boxes, split_names
@@ -34,7 +34,8 @@ class Report(NamedTuple):
         class_names: tuple of K strings.
         statistics: dict of plain values: pictures, sizes, boxes a picture, and a list of dicts `classes`.
         settings: Settings as configured, with their recall; None without boxes.
-        better: list of Settings, one an im_size, and the index of the one to take; None without boxes.
+        better: list of Settings, one an im_size, and the index of the one to take, which has the present values where
+            nothing better was found; None without boxes.
     """
 
     source: dict
@@ -92,12 +93,9 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     problems += _check_classes(statistics["classes"], path)
     settings = better = None
     if statistics["boxes"]:
-        levels, ratios = config.model.anchor_levels, config.model.anchor_ratios
-        im_size, max_size, rotate = config.data.im_size, config.data.max_size, config.data.rotate_90
-        recall = anchor_recall(resize_boxes(records, im_size, max_size, rotate), len(class_names), levels, ratios)
-        settings = Settings(im_size, max_size, levels, ratios, recall)
-        better = suggest_settings(records, len(class_names), settings, rotate)
-        problems += _check_recall(class_names, recall, path)
+        settings, found, chosen = propose_settings(records, config, len(class_names))
+        better = found, chosen
+        problems += _check_recall(class_names, settings.recall, path)
     problems.sort(key=lambda problem: (problem.severity, problem.kind))  # "error" is before "warning"
     source = {"path": str(path), "format": format, "split": split, "test": test and str(test), "full": full}
     source["layout"] = describe_layout(path, records) if format in ("voc", "pascal_voc") else ""

@@ -15,7 +15,7 @@ _MOST_ON_PAGE = 200  # problems of a kind
 
 CURES = {
     "ambiguous-picture": "keep one of the pictures in the folder, or name it in <filename> with its suffix",
-    "anchors-miss": "take the better settings below, or a larger data.im_size",
+    "anchors-miss": "take the better settings below, if any are found, or a larger data.im_size",
     "bad-encoding": "save the file as UTF-8",
     "bad-number": "write a plain number, such as 12 or 12.5",
     "broken-entry": "mend the entry, or delete it",
@@ -71,7 +71,7 @@ def to_dict(report):
         settings, chosen = report.better
         result["anchors"] = _settings_dict(report.settings)
         result["better_anchors"] = [_settings_dict(one) | {"use": paste(one)} for one in settings]
-        result["suggestion"] = paste(settings[chosen])
+        result["suggestion"] = paste(settings[chosen]) if _is_better(report) else None
     return result
 
 
@@ -97,7 +97,8 @@ def to_text(report, most=3):
         lines += [f"  ... and {len(problems) - most} more"] * (len(problems) > most)
     lines += ["", *_facts(report.statistics), *_table_lines(_class_rows(report))]
     if report.settings:
-        lines += ["", _how_found(report), *_table_lines(_anchor_rows(report)), "", paste(_chosen(report))]
+        lines += ["", _how_found(report), *_table_lines(_anchor_rows(report))]
+        lines += ["", paste(_chosen(report))] if _is_better(report) else []
     errors = sum(problem.severity == "error" for problem in report.problems)
     return "\n".join([*lines, "", f"{errors} errors, {len(report.problems) - errors} warnings"])
 
@@ -156,7 +157,8 @@ def _anchor_rows(report):
     """The present settings and the better ones, the one to take marked; mean recalls over classes, lowest ones too."""
     titles = ("data.im_size", "pixels", *(f"mean IoU >= {iou}" for iou in IOUS), "worst class IoU >= 0.5", "anchors")
     rows = [titles]
-    for settings in (report.settings, *report.better[0]):
+    others = [settings for settings in report.better[0] if not settings.has_values_of(report.settings)]
+    for settings in (report.settings, *others):
         mean, worst = np.nanmean(settings.recall, axis=0), np.nanmin(settings.recall[:, 0])
         mark = " (now)" if settings is report.settings else " <-" if settings is _chosen(report) else ""
         pixels = f"x{(settings.im_size / report.settings.im_size) ** 2:.2g}"
@@ -174,7 +176,13 @@ def _chosen(report):
     return settings[index]
 
 
+def _is_better(report):
+    return not _chosen(report).has_values_of(report.settings)
+
+
 def _how_found(report):
+    if not _is_better(report):
+        return "no anchors are found, as many as now, that meet more boxes: keep those of the config"
     before, after = (np.nanmean(settings.recall, axis=0) for settings in (report.settings, _chosen(report)))
     gains = ", ".join(f"by {iou} {_percent(a)} -> {_percent(b)}" for iou, a, b in zip(IOUS, before, after))
     how = "k-means of the boxes, then one size or ratio at a time; counted over all boxes"
@@ -198,7 +206,7 @@ def to_html(report):
     facts = "".join(f"<p>{as_text(fact)}</p>" for fact in _facts(report.statistics))
     parts.append(f"<h2>What decides a recipe</h2>{facts}{table(_class_rows(report))}")
     if report.settings:
-        use = f"<pre>{as_text(paste(_chosen(report)))}</pre>"
+        use = f"<pre>{as_text(paste(_chosen(report)))}</pre>" if _is_better(report) else ""
         parts.append(f"<p>{as_text(_how_found(report))}</p>{table(_anchor_rows(report))}{use}")
     about = _problems_by_picture(report)
     troubled = [record for record in report.records if record.path in about][:_MOST_PICTURES]
