@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frcnn.data.anchor_recall import Settings, anchor_recall, resize_boxes, suggest_settings
+from frcnn.data.anchor_recall import Settings, propose_settings, resize_boxes
 from frcnn.data.duplicates import fingerprint, group_duplicates
 from frcnn.data.images import SUFFIXES, exif_orientation
-from frcnn.data.readers import Problem, find_format, read_records, split_names
+from frcnn.data.readers import Problem, find_format, read_records, require_boxes, split_names
+from frcnn.data.readers.voc_folders import describe_layout
 from frcnn.data.threads import map_in_threads
 
 _SAME_BOX = 0.9  # IoU from which two boxes of a picture are one thing
@@ -33,7 +34,8 @@ class Report(NamedTuple):
         class_names: tuple of K strings.
         statistics: dict of plain values: pictures, sizes, boxes a picture, and a list of dicts `classes`.
         settings: Settings as configured, with their recall; None without boxes.
-        better: list of Settings, one an im_size, and the index of the one to take; None without boxes.
+        better: list of Settings, one an im_size, and the index of the one to take, which has the present values where
+            nothing better was found; None without boxes.
     """
 
     source: dict
@@ -66,10 +68,14 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
         split = "all"
     problems, test_problems = [], []
     records, class_names = read_records(path, format, None, split, problems, outside, images)
+    if class_names:  # without them it has been said
+        require_boxes(records, path, problems)
     tests, test_classes = [], class_names
     if test is not None:
         test_split = next((name for name in ("test", "val") if name in split_names(test)), None)
         tests, test_classes = read_records(test, "auto", None, test_split, test_problems, outside, images)
+        if test_classes:
+            require_boxes(tests, test, problems)
         folder = test if os.path.isdir(test) else os.path.dirname(test)
         problems += [problem._replace(file=os.path.join(folder, problem.file)) for problem in test_problems]
         tests = [replace(record, source=os.path.join(folder, record.source)) for record in tests]
@@ -87,14 +93,12 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     problems += _check_classes(statistics["classes"], path)
     settings = better = None
     if statistics["boxes"]:
-        levels, ratios = config.model.anchor_levels, config.model.anchor_ratios
-        im_size, max_size, rotate = config.data.im_size, config.data.max_size, config.data.rotate_90
-        recall = anchor_recall(resize_boxes(records, im_size, max_size, rotate), len(class_names), levels, ratios)
-        settings = Settings(im_size, max_size, levels, ratios, recall)
-        better = suggest_settings(records, len(class_names), settings, rotate)
-        problems += _check_recall(class_names, recall, path)
+        settings, found, chosen = propose_settings(records, config, len(class_names))
+        better = found, chosen
+        problems += _check_recall(class_names, settings.recall, path)
     problems.sort(key=lambda problem: (problem.severity, problem.kind))  # "error" is before "warning"
     source = {"path": str(path), "format": format, "split": split, "test": test and str(test), "full": full}
+    source["layout"] = describe_layout(path, records) if format in ("voc", "pascal_voc") else ""
     return Report(source, problems, records, class_names, statistics, settings, better)
 
 

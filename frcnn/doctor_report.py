@@ -14,7 +14,8 @@ _MOST_PICTURES = 48  # with one
 _MOST_ON_PAGE = 200  # problems of a kind
 
 CURES = {
-    "anchors-miss": "take the better settings below, or a larger data.im_size",
+    "ambiguous-picture": "keep one of the pictures in the folder, or name it in <filename> with its suffix",
+    "anchors-miss": "take the better settings below, if any are found, or a larger data.im_size",
     "bad-encoding": "save the file as UTF-8",
     "bad-number": "write a plain number, such as 12 or 12.5",
     "broken-entry": "mend the entry, or delete it",
@@ -29,6 +30,7 @@ CURES = {
     "few-boxes": "annotate more, or join the class with another",
     "field-count": "write filepath,x1,y1,x2,y2,class_name (YOLO: class cx cy w h); quote a name that holds a comma",
     "header-line": "delete the header",
+    "id-type": "nothing, if the boxes fit (--html); else write all ids as numbers",
     "incomplete-object": "give the object a name and a complete box",
     "leaked-picture": "keep copies on one side: frcnn convert-data --split draws such a split",
     "missing-annotation": "annotate the picture, or take it off the list",
@@ -37,6 +39,7 @@ CURES = {
     "missing-picture": "correct the path, or say where the pictures are: --images FOLDER",
     "near-duplicate-picture": "keep them on one side of every split: frcnn convert-data --split does",
     "no-boxes": "mark at least one object",
+    "other-xml": "nothing, if these files are no annotations",
     "outline": "nothing, if the box around the outline is what you want",
     "outside-box": "draw the box anew: was the picture resized or cut after it was annotated?",
     "outside-folder": "move the pictures into the folder of the data",
@@ -48,12 +51,14 @@ CURES = {
     "swapped-box": "swap the two corners",
     "tiny-box": "a larger data.im_size, pictures cut into parts, or leave the box out",
     "too-many": "mend the first ones, and run again",
+    "turned-box": "nothing, if the box around the turned one is what you want",
     "undecodable-picture": "copy the picture again from its source, or delete it",
     "unknown-class": "correct the name; or annotate the class for training too",
     "unknown-picture": "correct image_id, or add the picture",
     "unreadable-file": "see that the file is one and may be read",
     "unreadable-picture": "copy the picture again from its source, or save it as JPEG or PNG",
     "unreferenced-picture": "annotate it; one without objects is worth a line too (background)",
+    "unused-category": "nothing, if it is no class of its own; else annotate it",
     "xml-entities": "write the text itself in place of the entity",
 }
 
@@ -66,7 +71,7 @@ def to_dict(report):
         settings, chosen = report.better
         result["anchors"] = _settings_dict(report.settings)
         result["better_anchors"] = [_settings_dict(one) | {"use": paste(one)} for one in settings]
-        result["suggestion"] = paste(settings[chosen])
+        result["suggestion"] = paste(settings[chosen]) if _is_better(report) else None
     return result
 
 
@@ -85,14 +90,15 @@ def paste(settings):
 
 def to_text(report, most=3):
     """The report for a terminal; of each kind of problem the first few."""
-    lines = [_headline(report)]
+    lines = [_headline(report), *_layout_lines(report)]
     for (severity, kind), problems in _group(report.problems).items():
         lines += ["", f"{severity} {kind} ({len(problems)}). Cure: {CURES[kind]}"]
         lines += [f"  {printable(str(problem))}" for problem in problems[:most]]
         lines += [f"  ... and {len(problems) - most} more"] * (len(problems) > most)
     lines += ["", *_facts(report.statistics), *_table_lines(_class_rows(report))]
     if report.settings:
-        lines += ["", _how_found(report), *_table_lines(_anchor_rows(report)), "", paste(_chosen(report))]
+        lines += ["", _how_found(report), *_table_lines(_anchor_rows(report))]
+        lines += ["", paste(_chosen(report))] if _is_better(report) else []
     errors = sum(problem.severity == "error" for problem in report.problems)
     return "\n".join([*lines, "", f"{errors} errors, {len(report.problems) - errors} warnings"])
 
@@ -102,6 +108,11 @@ def _headline(report):
     split = f", split {source['split']}" if source["split"] else ""
     counts = f"{statistics['pictures']} pictures, {statistics['boxes']} boxes, {len(report.class_names)} classes"
     return printable(f"{source['path']} ({source['format']}{split}): {counts}")
+
+
+def _layout_lines(report):
+    layout = report.source["layout"]
+    return [printable(f"layout: {layout}")] if layout else []
 
 
 def _group(problems):
@@ -146,7 +157,8 @@ def _anchor_rows(report):
     """The present settings and the better ones, the one to take marked; mean recalls over classes, lowest ones too."""
     titles = ("data.im_size", "pixels", *(f"mean IoU >= {iou}" for iou in IOUS), "worst class IoU >= 0.5", "anchors")
     rows = [titles]
-    for settings in (report.settings, *report.better[0]):
+    others = [settings for settings in report.better[0] if not settings.has_values_of(report.settings)]
+    for settings in (report.settings, *others):
         mean, worst = np.nanmean(settings.recall, axis=0), np.nanmin(settings.recall[:, 0])
         mark = " (now)" if settings is report.settings else " <-" if settings is _chosen(report) else ""
         pixels = f"x{(settings.im_size / report.settings.im_size) ** 2:.2g}"
@@ -164,7 +176,13 @@ def _chosen(report):
     return settings[index]
 
 
+def _is_better(report):
+    return not _chosen(report).has_values_of(report.settings)
+
+
 def _how_found(report):
+    if not _is_better(report):
+        return "no anchors are found, as many as now, that meet more boxes: keep those of the config"
     before, after = (np.nanmean(settings.recall, axis=0) for settings in (report.settings, _chosen(report)))
     gains = ", ".join(f"by {iou} {_percent(a)} -> {_percent(b)}" for iou, a, b in zip(IOUS, before, after))
     how = "k-means of the boxes, then one size or ratio at a time; counted over all boxes"
@@ -178,7 +196,7 @@ def _table_lines(rows):
 
 def to_html(report):
     """One page, see `frcnn.html_page`."""
-    parts = [f"<h1>{as_text(_headline(report))}</h1>"]
+    parts = [f"<h1>{as_text(_headline(report))}</h1>", *(f"<p>{as_text(line)}</p>" for line in _layout_lines(report))]
     for (severity, kind), problems in _group(report.problems).items():
         items = "".join(f"<li>{as_text(problem)}</li>" for problem in problems[:_MOST_ON_PAGE])
         more = f"<p>... and {len(problems) - _MOST_ON_PAGE} more</p>" if len(problems) > _MOST_ON_PAGE else ""
@@ -188,7 +206,7 @@ def to_html(report):
     facts = "".join(f"<p>{as_text(fact)}</p>" for fact in _facts(report.statistics))
     parts.append(f"<h2>What decides a recipe</h2>{facts}{table(_class_rows(report))}")
     if report.settings:
-        use = f"<pre>{as_text(paste(_chosen(report)))}</pre>"
+        use = f"<pre>{as_text(paste(_chosen(report)))}</pre>" if _is_better(report) else ""
         parts.append(f"<p>{as_text(_how_found(report))}</p>{table(_anchor_rows(report))}{use}")
     about = _problems_by_picture(report)
     troubled = [record for record in report.records if record.path in about][:_MOST_PICTURES]

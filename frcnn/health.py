@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 
-from frcnn.data.anchor_recall import Boxes, Settings, best_overlaps, suggest_settings
+from frcnn.data.anchor_recall import Boxes, best_overlaps, propose_settings
 from frcnn.data.images import resized_size
 from frcnn.doctor_report import paste
 from frcnn.evaluation import evaluate
@@ -132,10 +132,10 @@ def is_settled(epochs, steps, config):
 
 def better_anchors(records, config, classes):
     """The anchors that `frcnn doctor` proposes for records, as overrides; config: `frcnn.Config`, classes: K."""
-    data, model = config.data, config.model
-    now = Settings(data.im_size, data.max_size, model.anchor_levels, model.anchor_ratios, None)
-    settings, chosen = suggest_settings(records, classes, now, data.rotate_90)
-    return paste(settings[chosen])
+    now, found, chosen = propose_settings(records, config, classes)
+    if found[chosen].has_values_of(now):
+        return "pictures cut into parts, or leaving such boxes out (no anchors meet more boxes)"
+    return paste(found[chosen])
 
 
 # ------------------------------------------------------------------------------------------------- measurements

@@ -234,6 +234,17 @@ def test_a_set_without_a_usable_picture_is_reported(annotations, tmp_path, capsy
     assert "error no-boxes" in capsys.readouterr().out
 
 
+def test_anchors_that_are_good_enough_are_kept(annotations, capsys, tmp_path):
+    recipe = ["model.anchor_sizes=[16]", "model.anchor_ratios=[1]", "data.im_size=120", "data.max_size=160"]
+    place = tmp_path / "good.txt"
+    place.write_text("\n".join(f"{tmp_path}/0.png,{x},{x},{x + 16},{x + 16},cat" for x in (8, 40)))
+    annotations()
+    assert main(["doctor", str(place), "--json", str(tmp_path / "r.json"), *recipe]) == 0
+    out = capsys.readouterr().out
+    assert "keep those of the config" in out and "model.anchor_sizes=" not in out
+    assert json.loads((tmp_path / "r.json").read_text())["suggestion"] is None
+
+
 def test_problems_show_their_file_and_line():
     assert str(Problem("a-b", "error", "a.txt", 3, "wrong")) == "a.txt line 3: wrong"
 

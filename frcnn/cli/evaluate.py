@@ -104,7 +104,10 @@ def _read_records(arguments, class_names):
         split = next((name for name in SPLITS if name in names), None)
         print(f"split: {split or 'none, every XML file'}")
     where = {"outside": arguments.outside, "images": arguments.images}
-    return read_records(arguments.path, arguments.parser, class_names, split, **where)[0]
+    records, _ = read_records(arguments.path, arguments.parser, class_names, split, **where)
+    if not any((~record.difficult & ~record.crowd).any() for record in records):
+        raise ValueError(f"{arguments.path} has no box that is scored, so that no score is possible: mark objects")
+    return records
 
 
 def _read_detections(arguments):

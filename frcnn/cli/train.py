@@ -251,10 +251,11 @@ def _check_places(arguments, output):
 def _read(arguments, config):
     """The training records, the class names, the validation records; says how many there are and what is odd."""
     from frcnn.data.batches import split_records
-    from frcnn.data.readers import match_split, read_records, split_names
+    from frcnn.data.readers import match_split, read_records, require_boxes, split_names
 
     where = {"outside": arguments.outside, "images": arguments.images}
     records, class_names = read_records(arguments.path, arguments.parser, split=arguments.split, **where)
+    require_boxes(records, arguments.path)
     boxes = sum(len(record.boxes) for record in records)
     print(f"{len(records)} pictures, {boxes} boxes, {len(class_names)} classes: {', '.join(class_names)}")
     if arguments.validation:
@@ -268,6 +269,10 @@ def _read(arguments, config):
     else:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
     shown = {label for record in records for label in record.labels.tolist()}
+    if not shown:
+        raise ValueError(
+            "all pictures with objects are held out for validation: annotate more, or lower data.val_fraction"
+        )
     unseen = [name for label, name in enumerate(class_names) if label not in shown]
     _describe_epoch(records, class_names, config.data.repeat_threshold)
     if unseen:

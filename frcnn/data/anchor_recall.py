@@ -7,8 +7,10 @@ The grid is that of `frcnn.ops.anchors.grid_anchors`, on one or more levels: `le
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from frcnn.data.images import resized_size
+from frcnn.schema import Config
 
 IOUS = (0.5, 0.7)
 _PADDING = 32  # pictures are padded to multiples, and the grid covers the padding
@@ -16,6 +18,8 @@ _SEARCHED = 2000  # boxes that a search looks at, of each class as many
 _STEPS = (1.25, 1.1, 1.04)  # factors by which a search changes one size or ratio, coarse first
 _FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of `im_size`, that are tried
 _WORTH = 0.05  # more recall is worth a larger `im_size`
+_SMALLEST = 4  # pixels, of a size that is proposed
+_THINNEST = 0.01  # ratio that is proposed
 
 
 class Boxes(NamedTuple):
@@ -47,6 +51,10 @@ class Settings(NamedTuple):
     levels: tuple
     ratios: tuple
     recall: np.ndarray
+
+    def has_values_of(self, other):
+        """Whether all but the recall is the same."""
+        return self[:4] == other[:4]
 
 
 def resize_boxes(records, im_size, max_size, rotate=False):
@@ -125,12 +133,48 @@ def anchor_recall(boxes, classes, levels, ratios):
         return sums / counts[:, None]
 
 
+def propose_settings(records, config, classes):
+    """Measure the anchors of a config, and look for better ones that the config takes.
+
+    Args:
+        records: list of ImageRecord, with at least one box.
+        config: `frcnn.Config`.
+        classes: K.
+
+    Returns:
+        the present Settings; list of Settings, one an `im_size`, in rising order; the index of the one to take. That is
+        one with the present values where nothing better was found.
+    """
+    data, model = config.data, config.model
+    boxes = resize_boxes(records, data.im_size, data.max_size, data.rotate_90)
+    recall = anchor_recall(boxes, classes, model.anchor_levels, model.anchor_ratios)
+    now = Settings(data.im_size, data.max_size, model.anchor_levels, model.anchor_ratios, recall)
+    found, chosen = suggest_settings(records, classes, now, data.rotate_90)
+    best = found[chosen] if _is_allowed(found[chosen], config) else now
+    others = [one for one in found if one is not best and _is_allowed(one, config)]
+    found = sorted([best, *others], key=lambda one: one.im_size)
+    return now, found, next(index for index, one in enumerate(found) if one is best)
+
+
+def _is_allowed(settings, config):
+    """Whether the config takes these settings."""
+    values = config.model_dump()
+    sizes = [size for _, sizes in settings.levels for size in sizes]
+    values["model"] |= {"anchor_sizes": sizes, "anchor_ratios": settings.ratios}
+    values["data"] |= {"im_size": settings.im_size, "max_size": settings.max_size}
+    try:
+        Config.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
 def suggest_settings(records, classes, current, rotate=False, seed=0):
     """Look for sizes and ratios, as many as there are, that overlap more boxes, at several `im_size`.
 
     From k-means of the boxes' sizes and ratios (in logarithms, each class weighing the same) sizes and ratios are
     changed one at a time while the mean over classes of both recalls and of the IoU rises, on up to 2,000 boxes. The
-    recall that is returned is that of all boxes.
+    recall that is returned is that of all boxes. Where the current sizes and ratios reach as much, they are returned.
 
     Args:
         records: list of ImageRecord, with at least one box.
@@ -148,8 +192,12 @@ def suggest_settings(records, classes, current, rotate=False, seed=0):
         im_size = max(32, round(current.im_size * factor / 32) * 32) if factor != 1 else current.im_size
         max_size = round(current.max_size * im_size / current.im_size)
         boxes = resize_boxes(records, im_size, max_size, rotate)
-        levels, ratios = _search(_sample(boxes, seed), current.levels, len(current.ratios))
-        found.append(Settings(im_size, max_size, levels, ratios, anchor_recall(boxes, classes, levels, ratios)))
+        searched = _search(_sample(boxes, seed), current.levels, len(current.ratios))
+        tried = [
+            Settings(im_size, max_size, *anchors, anchor_recall(boxes, classes, *anchors))
+            for anchors in ((current.levels, current.ratios), searched)
+        ]
+        found.append(max(tried, key=lambda settings: np.nanmean(settings.recall)))  # of equal ones, the current
     chosen = _FACTORS.index(1.0)
     for index in range(chosen + 1, len(found)):
         if np.nanmean(found[index].recall) > np.nanmean(found[chosen].recall) + _WORTH:
@@ -179,9 +227,13 @@ def _search(boxes, levels, count_of_ratios):
     values, split = np.concatenate(start), np.cumsum(counts)
 
     def unpack(values):
-        sizes = np.split(np.sort(np.rint(values[: split[-1]])), split[:-1])
-        at_levels = tuple((stride, tuple(map(int, part))) for (stride, _), part in zip(levels, sizes))
-        return at_levels, tuple(np.sort(values[split[-1] :]).round(2).tolist())
+        sizes = np.maximum(np.sort(np.rint(values[: split[-1]])), _SMALLEST)
+        thinnest = max(_THINNEST, (2 / sizes[0]) ** 2)  # or an anchor's side, rounded, would be none
+        ratios = np.clip(np.sort(values[split[-1] :]), thinnest, 1 / thinnest).round(2)
+        at_levels = tuple(
+            (stride, tuple(map(int, part))) for (stride, _), part in zip(levels, np.split(sizes, split[:-1]))
+        )
+        return at_levels, tuple(ratios.tolist())
 
     def score(values):
         overlaps = best_overlaps(boxes, *unpack(values))

@@ -6,16 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frcnn.config import load_config, with_overrides
 from frcnn.data.anchor_recall import (
     Boxes,
     Settings,
     anchor_recall,
     best_overlaps,
+    propose_settings,
     resize_boxes,
     suggest_settings,
 )
 from frcnn.data.readers import read_records
-from frcnn.ops.anchors import grid_anchors
+from frcnn.doctor_report import paste
+from frcnn.ops.anchors import base_anchors, grid_anchors
 from frcnn.records import ImageRecord
 from tests.oracles.boxes import pair_iou
 from tests.oracles.tensors import array
@@ -157,6 +160,36 @@ def test_turned_pictures_ask_for_ratios_of_both_kinds():
     upright, turned = (suggest_settings(records, 1, current, rotate)[0][2].ratios for rotate in (False, True))
     assert upright == pytest.approx((2, 2), rel=0.15)
     assert turned == pytest.approx((0.5, 2), rel=0.15)
+
+
+@pytest.mark.parametrize("sides", [[(400, 0.5)], [(0.3, 500)], [(0.5, 0.5)], [(400, 0.5), (0.5, 400), (60, 60)]])
+@pytest.mark.parametrize("architecture", ["c4", "fpn"])
+def test_what_is_proposed_is_allowed_and_better_than_before(sides, architecture):
+    """Boxes of 400 x 0.5 led to a ratio of 0, and those of half a pixel to a size of 0."""
+    config = load_config(None, [f"model.architecture={architecture}"])
+    records = some_records(np.random.default_rng(0), sides, 20)
+    now, found, chosen = propose_settings(records, config, len(sides))
+    for one in found:
+        changed = with_overrides(config, paste(one).split())
+        assert (changed.model.anchor_levels, changed.model.anchor_ratios) == (one.levels, one.ratios)
+        for _, sizes in one.levels:
+            corners = base_anchors(sizes, one.ratios)
+            assert (corners[:, 2:] > corners[:, :2]).all()
+    gain = np.nanmean(found[chosen].recall) - np.nanmean(now.recall)
+    assert gain > 0 or found[chosen].has_values_of(now)
+
+
+def test_anchors_that_are_as_good_as_any_are_kept():
+    config = load_config(None, ["model.anchor_sizes=[200]", "model.anchor_ratios=[1]"])
+    now, found, chosen = propose_settings(some_records(np.random.default_rng(0), [(200, 200)]), config, 1)
+    assert now.recall.tolist() == [[1, 1]] and found[chosen].has_values_of(now)
+
+
+def test_what_the_config_refuses_is_not_proposed(monkeypatch):
+    refused = Settings(600, 1000, ((16, (0, 1)),), (0.0,), np.ones((1, 2)))
+    monkeypatch.setattr("frcnn.data.anchor_recall.suggest_settings", lambda *_: ([refused], 0))
+    now, found, chosen = propose_settings(some_records(np.random.default_rng(0), [(40, 40)]), load_config(), 1)
+    assert len(found) == 1 and found[chosen] is now
 
 
 @pytest.mark.skipif("FRCNN_DATA" not in os.environ, reason="needs the picture sets of FRCNN_DATA")

@@ -136,6 +136,39 @@ def test_wrong_categories_are_problems(coco):
     problems = []
     assert read_records(coco(box(), categories=categories), "coco", problems=problems)[1] == ("cat",)
     assert [problem.kind for problem in problems] == ["repeated-class"] * 2 + ["broken-entry"] * 2
+    assert [problem.severity for problem in problems] == ["warning", "error", "error", "error"]
+
+
+@pytest.mark.parametrize(
+    ("categories", "used", "expected", "labels", "note"),
+    [
+        ([(0, "cat", "none"), (1, "cat", "cat")], [1, 0], ("cat",), [0, 0], "name taken by a category before, joined"),
+        ([(0, "pets", "none"), (1, "dog", "pets"), (2, "cat", "pets")], [2, 1], ("dog", "cat"), [1, 0], "name that"),
+        ([(0, "pets", "none"), (1, "dog", "pets")], ["0", 1], ("pets", "dog"), [0, 1], "annotation with an id"),
+        ([(0, "pets", "none"), (1, "dog", "pets")], [0, 1], ("pets", "dog"), [0, 1], None),
+        ([(0, "dog", "dog"), (1, "cat", "none")], [1], ("dog", "cat"), [1], None),
+    ],
+)
+def test_categories_of_one_name_are_one_and_groups_are_none(coco, recwarn, categories, used, expected, labels, note):
+    path = coco(*(box(category_id=number) for number in used))
+    content = json.loads(path.read_text())
+    content["categories"] = [dict(zip(("id", "name", "supercategory"), entry, strict=True)) for entry in categories]
+    path.write_text(json.dumps(content))
+    records, class_names = read_records(path, "coco")
+    assert (class_names, records[0].labels.tolist()) == (expected, labels)
+    shown = [str(warning.message) for warning in recwarn]
+    assert len(shown) == (note is not None) and all(note in text for text in shown)
+
+
+def test_ids_of_another_type_are_used_and_counted_in_one_note(coco):
+    path = coco(
+        box("1", "1", iscrowd="1"), box("2"), box(2), box("x"), images=[{"id": "x", "file_name": "./c/../b.jpg"}]
+    )
+    Path(path.parent, "b.jpg").write_bytes(Path(path.parent, "a.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"^2 annotations with an id of another type .* first .* annotations\[0\]$"):
+        records, _ = read_records(path, "coco")
+    assert [record.crowd.tolist() for record in records] == [[True], [False, False], [False]]
+    assert "image_id 01 is the id of no image" in read_error(coco(box("01")))
 
 
 def test_boxes_without_width_are_left_out_and_counted(coco):

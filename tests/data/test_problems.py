@@ -1,11 +1,14 @@
 """What the readers hand to a collector of problems instead of raising it."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from frcnn.cli import main
+from frcnn.data.batches import split_records
 from frcnn.data.readers import read_records
 from tests.contracts import assert_is_record
 
@@ -67,7 +70,7 @@ def test_what_is_wrong_in_a_voc_tree_is_collected_and_the_rest_returned(tmp_path
     texts["a"] += "<object/>\n</annotation>"
     for name, text in texts.items():
         (tmp_path / "Annotations" / f"{name}.xml").write_text(text)
-    (tmp_path / "Annotations" / "g.xml").mkdir()
+    (tmp_path / "Annotations" / "g.xml").symlink_to("absent")
     records, _, problems = collect(tmp_path, "voc")
     assert [(Path(problem.file).name, problem.line, problem.kind) for problem in problems] == [
         ("a.xml", 3, "degenerate-box"),
@@ -99,6 +102,50 @@ def test_a_file_without_any_box_is_a_problem(tmp_path, draw_picture):
     (tmp_path / "annotations.txt").write_text("a.png,,,,,")
     records, class_names, (problem,) = collect(tmp_path / "annotations.txt")
     assert (len(records), class_names, problem.kind, problem.line) == (1, (), "no-boxes", None)
+
+
+@pytest.fixture
+def nothing_annotated(tmp_path, draw_picture):
+    """Two pictures in every format, with class names where it declares them."""
+    for name in ("a", "b"):
+        draw_picture(f"images/{name}.png")
+        draw_picture(f"voc/{name}.png")
+        (tmp_path / f"voc/{name}.xml").write_text("<annotation/>")
+    images = [{"id": number, "file_name": f"images/{name}.png"} for number, name in enumerate("ab")]
+    crowd = {"image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 1}
+    for name, annotations in (("coco", []), ("crowd", [crowd])):
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]")
+    (tmp_path / "all.txt").write_text("images/a.png,,,,,\nimages/b.png,,,,,")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["all.txt", "voc", "coco.json", "crowd.json", "data.yaml"])
+def test_where_nothing_is_annotated_there_is_nothing_to_learn_and_to_score(nothing_annotated, name, capsys):
+    path = str(nothing_annotated / name)
+    assert main(["doctor", path]) == 1
+    assert "error no-boxes (1)" in capsys.readouterr().out
+    assert main(["train", "-p", path, "--output", str(nothing_annotated / "run")]) == 2
+    assert f"train: {path} has no box, only pictures without objects" in capsys.readouterr().err
+    found = nothing_annotated / "detections.json"
+    listing = {"images": [{"file_name": f"{place}/{one}.png"} for place in ("images", "voc") for one in "ab"]}
+    found.with_suffix(".images.json").write_text(json.dumps(listing | {"categories": [{"id": 1, "name": "cat"}]}))
+    found.write_text("[]")
+    assert main(["evaluate", "-p", path, "--detections", str(found)]) == 2
+    assert "has no box that is scored" in capsys.readouterr().err
+    assert len(read_records(path, "auto", class_names=("cat",))[0]) == 2
+
+
+def test_objects_that_are_all_held_out_are_said(tmp_path, draw_picture, capsys):
+    boxes = {"a": "1,1,9,9,cat"}
+    rows = [f"{draw_picture(f'{name}.png').name},{boxes.get(name, ',,,,')}" for name in "abcd"]
+    path = tmp_path / "all.txt"
+    path.write_text("\n".join(rows))
+    records, _ = read_records(path)
+    seed = next(seed for seed in range(99) if len(split_records(records, 0.1, seed)[1][0].boxes))
+    assert main(["train", "-p", str(path), "--output", str(tmp_path / "run"), f"train.seed={seed}"]) == 2
+    assert "all pictures with objects are held out for validation" in capsys.readouterr().err
 
 
 @needs_data

@@ -182,8 +182,53 @@ def test_boxes_may_be_fractions_and_parts_have_boxes_of_their_own(voc):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"), [("1", True), ("True", True), (" yes ", True), ("0", False), ("False", False), ("", False)]
+)
+def test_how_difficult_is_written(voc, text, expected):
+    path = voc({"a": annotation(thing("cat", 1, 1, 9, 9, more=f"<difficult>{text}</difficult>"))})
+    assert read_records(path, "voc")[0][0].difficult.tolist() == [expected]
+
+
+def rotation(angle):
+    """As CVAT writes it; VOC's box (11, 11, 30, 20) is 20 x 10 about (20, 15)."""
+    attribute = f"<attribute><name>rotation</name><value>{angle}</value></attribute>"
+    return thing("cat", 11, 11, 30, 20, more=f"<attributes>{attribute}</attributes>")
+
+
+def robndbox(**values):
+    sides = "".join(f"<{name}>{value}</{name}>" for name, value in values.items())
+    return f"<object><type>robndbox</type><name>cat</name><robndbox>{sides}</robndbox></object>"
+
+
+@pytest.mark.parametrize(
+    ("line", "half_sides"),
+    [
+        (rotation(90), (5, 10)),
+        (rotation("-30.0"), (5 * 3**0.5 + 2.5, 5 + 2.5 * 3**0.5)),  # half of 20 cos + 10 sin, 20 sin + 10 cos
+        (thing("cat", 11, 11, 30, 20, more="<rotation>450</rotation>"), (5, 10)),
+        (robndbox(cx=20, cy=15, w=20, h=10, angle=np.pi / 2), (5, 10)),
+        (robndbox(cx=20, cy=15, w=20, h=10, angle=0), (10, 5)),
+    ],
+)
+def test_of_a_turned_box_the_box_around_it_is_taken_and_counted(voc, line, half_sides):
+    with pytest.warns(UserWarning, match=r"^1 box turned, read as the box around it, first Annotations/a.xml line 4$"):
+        records, _ = read_records(voc({"a": annotation(line)}), "voc")
+    expected = np.array([20, 15, 20, 15]) + np.array([-1, -1, 1, 1]) * np.tile(half_sides, 2)
+    np.testing.assert_allclose(records[0].boxes, [expected], rtol=1e-6)
+
+
+def test_a_box_turned_by_nothing_is_read_as_it_stands(voc):
+    path = voc({"a": annotation(rotation("0.0"))})
+    np.testing.assert_array_equal(read_records(path, "voc")[0][0].boxes, [[10, 10, 30, 20]])
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
+        (rotation("left"), "turned box (11, 11, 30, 20, left): expected finite numbers"),
+        (rotation("inf"), "turned box (11, 11, 30, 20, inf): expected finite numbers"),
+        (robndbox(cx=20, cy=15, w="wide", h=1, angle=1), "turned box (20, 15, wide, 1, 1): expected finite numbers"),
+        (robndbox(cx=20, cy=15, w=2, h=1), "object without angle"),
         (thing("cat", 55, 1, 40, 5), "xmax (40) must be greater than xmin (55)"),
         (thing("cat", 1, 5, 40, 4), "ymax (4) must be greater than ymin (5)"),
         (thing("cat", 1, "nan", 40, 5), "ymin (nan) is not a finite number"),
@@ -324,13 +369,10 @@ def test_a_tree_without_annotations_or_objects(voc, tmp_path):
 
 
 def test_what_is_no_voc_tree(voc, tmp_path):
-    path = voc({"a": CAT})
-    for missing in ("Annotations", "JPEGImages"):
-        (path / missing).rename(path / "elsewhere")
-        assert "is no Pascal VOC tree: expected folders Annotations and JPEGImages" in read_error(path)
-        (path / "elsewhere").rename(path / missing)
-    for place in (path / "Annotations", path / "Annotations/a.xml", tmp_path / "absent"):
-        assert f"{place} is no Pascal VOC tree" in read_error(place)
+    path = voc({"a": CAT}, pictures=["a.png"])
+    for place in (path / "JPEGImages", path / "Annotations/a.xml", tmp_path / "absent"):
+        assert f"{place} is no Pascal VOC tree: expected folders Annotations and JPEGImages" in read_error(place)
+    assert "Annotations holds XML files but no picture: name the folder" in read_error(path / "Annotations")
 
 
 @needs_data

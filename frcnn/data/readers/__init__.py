@@ -11,11 +11,21 @@ from frcnn.data.readers.csv_table import has_header, read_csv_table
 from frcnn.data.readers.huggingface import METADATA_FILE, huggingface_splits, read_huggingface, write_huggingface
 from frcnn.data.readers.label_studio import is_label_studio, read_label_studio, write_label_studio
 from frcnn.data.readers.problems import Errors, Problem, find_by_split, match_split
-from frcnn.data.readers.voc import find_trees, read_voc, voc_splits
+from frcnn.data.readers.voc import read_voc
+from frcnn.data.readers.voc_folders import find_trees, voc_splits
 from frcnn.data.readers.yolo import is_yolo, read_yolo, yolo_splits
 from frcnn.records import name_problem
 
-__all__ = ["FORMATS", "PARSERS", "Problem", "find_format", "match_split", "read_records", "split_names"]
+__all__ = [
+    "FORMATS",
+    "PARSERS",
+    "Problem",
+    "find_format",
+    "match_split",
+    "read_records",
+    "require_boxes",
+    "split_names",
+]
 
 
 class Format(NamedTuple):
@@ -80,15 +90,31 @@ def read_records(path, format="simple", class_names=None, split=None, problems=N
     except OSError as error:  # a folder that cannot be listed, or that went away in between
         raise ValueError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     if not class_names:
-        message = "has no box, only pictures without objects: mark at least one object"
-        if problems is None:
-            raise ValueError(f"{path} {message}")
-        problems.append(Problem("no-boxes", "error", str(path), None, message))
+        require_boxes([], path, problems)
     for message in filter(None, map(name_problem, class_names if given is None else ())):
         if problems is None:
             raise ValueError(f"{path}: {message}")
         problems.append(Problem("class-name", "error", str(path), None, message))
     return records, class_names
+
+
+def require_boxes(records, path, problems=None):
+    """Refuse annotations without a single box to learn from; they are read, as what is only converted may be empty.
+
+    Args:
+        records: list of ImageRecord.
+        path: where they come from, for the message.
+        problems: None, or a list that takes the mistake, which is then not raised.
+
+    Raises:
+        ValueError: no record has a box that is no crowd's.
+    """
+    if any(len(record.without_crowds().boxes) for record in records):
+        return
+    message = "has no box, only pictures without objects: mark at least one object"
+    if problems is None:
+        raise ValueError(f"{path} {message}")
+    problems.append(Problem("no-boxes", "error", str(path), None, message))
 
 
 def find_format(path, format="auto"):

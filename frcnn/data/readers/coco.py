@@ -1,7 +1,8 @@
 """COCO's JSON of instances: {"images": [...], "annotations": [...], "categories": [...]}.
 
 Only boxes, classes and `iscrowd` are read; outlines and keypoints are not. Classes are in the order of their ids, which
-may have gaps. A picture without annotations is background. Boxes are (x, y, width, height) from the top left corner.
+may have gaps; categories of one name are one class, and one that only groups others is none. A picture without
+annotations is background. Boxes are (x, y, width, height) from the top left corner.
 """
 
 import os
@@ -52,26 +53,13 @@ def _read_file(path, shown, pictures, errors):
     # Entries are numbered through the three lists, as the lines of a text file are.
     first = errors.begin(shown, sum(map(len, lists)), partial(_entry_name, lists)) + 1
     firsts = [first, first + len(lists[0]), first + len(lists[0]) + len(lists[1])]
-    declared, labels = _read_categories(lists[2], firsts[2], errors)
+    declared, labels = _read_categories(lists[2], firsts[2], lists[1], errors)
     known = len(pictures)
     indices, lines = _read_images(lists[0], _folders(path), firsts[0], pictures, errors)
     table = _read_annotations(lists[1], indices, labels, firsts[1], errors)
-    group = _find_group(lists[2])
-    if group in declared and not (table.class_name == group).any():
-        entry = next(line for line, entry in enumerate(lists[2], firsts[2]) if _get(entry, "name") == group)
-        errors.note([entry], "group-name", "of only the group of the others, no class", what="name")
-        declared = tuple(name for name in declared if name != group)
     # A row a picture keeps those without annotations, and the order of the pictures.
     rows = {"class_name": BACKGROUND, "picture": range(known, len(pictures)), "line": lines, "crowd": False}
     return pd.concat([pd.DataFrame(rows), table], ignore_index=True), declared
-
-
-def _find_group(categories):
-    """The category that all others have as their supercategory, as Roboflow writes it; None where there is none."""
-    groups = {_get(entry, "name"): _get(entry, "supercategory") for entry in categories}
-    tops = [name for name, group in groups.items() if group == "none"]
-    others = {group for group in groups.values() if group != "none"}
-    return tops[0] if len(tops) == 1 and others == set(tops) else None
 
 
 def _parse(data, path):
@@ -97,20 +85,50 @@ def _get(entry, key):
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _read_categories(entries, first, errors):
+def _read_categories(entries, first, annotations, errors):
     """The class names, and a dict from each category's id to its name."""
-    names, numbers = {}, {}
+    names, lines, repeated = {}, {}, []
     for line, entry in enumerate(entries, first):
         number, name = _get(entry, "id"), _get(entry, "name")
         name = name.strip() if isinstance(name, str) else ""
         if number is None or not name:
             errors.add(line, "broken-entry", "a category needs an id and a name")
-        elif number in names or name in numbers:
-            errors.add(line, "repeated-class", f"id {number} or name {name!r} is taken by a category before")
+        elif number in names:
+            errors.add(line, "repeated-class", f"id {number} is taken by a category before")
         else:
-            names[number], numbers[name] = name, number
+            repeated += [line] if name in lines else []
+            names[number] = name
+            lines.setdefault(name, line)
+    errors.note(repeated, "repeated-class", "taken by a category before, joined with it", what="category name")
+    groups = _unused_groups(entries, annotations, names)
+    unused = [lines[name] for name in groups]
+    errors.note(unused, "unused-category", "that are only the supercategory of others, no class", what="category name")
     order = sorted(names, key=lambda number: (isinstance(number, str), number))
-    return tuple(names[number] for number in order if names[number] != BACKGROUND), names
+    classes = dict.fromkeys(names[number] for number in order)
+    return tuple(name for name in classes if name not in (BACKGROUND, *groups)), names
+
+
+def _unused_groups(entries, annotations, names):
+    """The names that are the `supercategory` of others and that no annotation has: Roboflow lists such a one first."""
+    groups = {_get(entry, "supercategory") for entry in entries if _get(entry, "supercategory") != _get(entry, "name")}
+    groups &= set(names.values())
+    if not groups:
+        return ()
+    labels = _with_other_type(names)
+    used = {labels.get(number) for number in {_get(entry, "category_id") for entry in annotations}}
+    return sorted(groups - used)
+
+
+def _with_other_type(ids):
+    """A dict by id that finds 1 as "1" too, and "1" as 1, where that is no id of its own."""
+    return {_other_type(number): value for number, value in ids.items()} | ids
+
+
+def _other_type(number):
+    if isinstance(number, int):
+        return str(number)
+    is_number = number.isascii() and number.isdecimal() and len(number) < 20
+    return int(number) if is_number and str(int(number)) == number else number
 
 
 def _folders(path):
@@ -147,15 +165,21 @@ def _read_images(entries, folders, first, places, errors):
 def _read_annotations(entries, pictures, names, first, errors):
     """A table with a row an annotation, see `build_records`; those that name no picture or class are reported."""
     sides, rows = [], []  # flat lists: a million small ones would keep the garbage collector busy for seconds
+    any_type, retyped = (_with_other_type(pictures), _with_other_type(names)), []
     for line, entry in enumerate(entries, first):
         try:
             x, y, width, height = entry["bbox"]
-            row = (pictures[entry["image_id"]], names[entry["category_id"]], line, entry.get("iscrowd") == 1)
+            image, category = entry["image_id"], entry["category_id"]
+            row = (any_type[0][image], any_type[1][category], line, entry.get("iscrowd") in (1, "1"))
         except (KeyError, TypeError, ValueError, AttributeError):
-            errors.add(line, *_what_is_wrong(entry, pictures, names))
+            errors.add(line, *_what_is_wrong(entry, *any_type))
             continue
+        if not (image in pictures and category in names):
+            retyped.append(line)
         sides += (x, y, width, height)
         rows += row
+    text = "with an id of another type (text, number) than its picture or category has, used"
+    errors.note(retyped, "id-type", text, what="annotation")
     return table_of_sides(sides, rows, _COLUMNS)
 
 
