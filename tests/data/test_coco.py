@@ -143,7 +143,13 @@ def test_wrong_categories_are_problems(coco):
     ("categories", "used", "expected", "labels", "note"),
     [
         ([(0, "cat", "none"), (1, "cat", "cat")], [1, 0], ("cat",), [0, 0], "name taken by a category before, joined"),
-        ([(0, "pets", "none"), (1, "dog", "pets"), (2, "cat", "pets")], [2, 1], ("dog", "cat"), [1, 0], "name that"),
+        (
+            [(0, "pets", "none"), (1, "dog", "pets"), (2, "cat", "pets")],
+            [2, 1],
+            ("dog", "cat"),
+            [1, 0],
+            "category name of a group",
+        ),
         ([(0, "pets", "none"), (1, "dog", "pets")], ["0", 1], ("pets", "dog"), [0, 1], "annotation with an id"),
         ([(0, "pets", "none"), (1, "dog", "pets")], [0, 1], ("pets", "dog"), [0, 1], None),
         ([(0, "dog", "dog"), (1, "cat", "none")], [1], ("dog", "cat"), [1], None),
@@ -243,7 +249,7 @@ def roboflow(coco, draw_picture):
     return write
 
 
-@pytest.mark.filterwarnings("ignore:. names? of only the group:UserWarning")
+@pytest.mark.filterwarnings("ignore:. category names? of a group of others only:UserWarning")
 def test_roboflows_folders_are_splits_and_one_of_them_is_read_alone(roboflow):
     path = roboflow("train", "valid", "test")
     assert (find_format(path), split_names(path)) == ("coco", ("train", "val", "test"))
@@ -274,7 +280,7 @@ def test_a_mistake_names_the_folder_of_its_file(roboflow):
 
 def test_the_group_that_roboflow_lists_is_no_class_unless_it_has_boxes(roboflow):
     path = roboflow("train")
-    with pytest.warns(UserWarning, match=r"^1 name of only the group of the others, no class, first train/"):
+    with pytest.warns(UserWarning, match=r"^1 category name of a group of others only, no class, first train/"):
         assert read_records(path, "auto")[1] == ("cat", "dog")
     assert read_records(roboflow("train", annotations=[box(category_id=0)]), "auto")[1] == ("pets", "cat", "dog")
     assert read_records(roboflow("train", group="animals"), "auto")[1] == ("pets", "cat", "dog")

@@ -150,6 +150,7 @@ def test_what_is_not_used_is_counted(export):
 def test_a_mistake_is_one_sentence_with_its_task(export, tasks, message):
     path = export(*tasks)
     error = read_error(path)
+    error = error.partition("\nwhere the pictures lie")[0]
     assert message in error and "\n" not in error.partition("is not a finite")[0]
 
 

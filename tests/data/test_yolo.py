@@ -268,6 +268,8 @@ def test_format_auto_tells_all_four_apart(yolo, tmp_path):
     (path / "args.yaml").write_text("names: x")
     assert find_format(path) == "yolo"
     (path / "data.yaml").rename(path / "set.yaml")
+    assert find_format(path) == "yolo"  # the other names no pictures
+    (path / "args.yaml").write_text("names: [x]\ntrain: x")
     assert find_format(path) == "voc"  # which of two is not to be guessed
     (path / "args.yaml").write_text("epochs: 5")
     assert find_format(path) == "yolo"

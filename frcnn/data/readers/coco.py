@@ -102,7 +102,7 @@ def _read_categories(entries, first, annotations, errors):
     errors.note(repeated, "repeated-class", "taken by a category before, joined with it", what="category name")
     groups = _unused_groups(entries, annotations, names)
     unused = [lines[name] for name in groups]
-    errors.note(unused, "unused-category", "that are only the supercategory of others, no class", what="category name")
+    errors.note(unused, "unused-category", "of a group of others only, no class", what="category name")
     order = sorted(names, key=lambda number: (isinstance(number, str), number))
     classes = dict.fromkeys(names[number] for number in order)
     return tuple(name for name in classes if name not in (BACKGROUND, *groups)), names
@@ -111,12 +111,12 @@ def _read_categories(entries, first, annotations, errors):
 def _unused_groups(entries, annotations, names):
     """The names that are the `supercategory` of others and that no annotation has: Roboflow lists such a one first."""
     groups = {_get(entry, "supercategory") for entry in entries if _get(entry, "supercategory") != _get(entry, "name")}
-    groups &= set(names.values())
+    groups &= {_get(entry, "name") for entry in entries if _get(entry, "supercategory") == "none"}
     if not groups:
         return ()
     labels = _with_other_type(names)
     used = {labels.get(number) for number in {_get(entry, "category_id") for entry in annotations}}
-    return sorted(groups - used)
+    return sorted(groups.intersection(names.values()) - used)
 
 
 def _with_other_type(ids):

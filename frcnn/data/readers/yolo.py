@@ -70,17 +70,19 @@ def yolo_splits(path):
 
 
 def is_yolo(path):
-    """Whether a path is a YAML file, or a folder whose YAML file names classes as YOLO's does, or is called data.yaml
-    and cannot be read: the reader then says why."""
+    """Whether a path is a YAML file, or a folder whose YAML file names classes and pictures as YOLO's does, or is
+    called data.yaml: the reader then says what it lacks."""
     file = find_yaml(path)
     return file is not None and (not os.path.isdir(path) or _names_classes(file))
 
 
 def _names_classes(file):
     try:
-        return "names" in _load(file)
+        content = _load(file)
     except ValueError:
-        return file.stem == "data"
+        content = {}
+    is_whole = "names" in content and not {"path", "valid", *SPLITS}.isdisjoint(content)
+    return is_whole or (file.stem == "data" and ("names" in content or not content))
 
 
 def _load(file):
@@ -276,7 +278,7 @@ def _read_row(fields, names, points, line, errors):
 def _note_unused(folders, folder, errors):
     """Count the text files in the folders of labels that belong to no picture."""
     for images, labels in folders.items():
-        if labels == images or not os.path.isdir(labels):
+        if labels == images or not (os.path.isdir(labels) and os.path.isdir(images)):
             continue
         stems = {os.path.splitext(name)[0] for name in os.listdir(images) if name.lower().endswith(SUFFIXES)}
         for name in sorted(os.listdir(labels)):
