@@ -101,7 +101,7 @@ def test_predict_writes_a_table_and_a_sheet_and_reports_what_it_cannot_read(clas
     # So do lists of them, with classes, without, and with boxes; and they may have moved.
     lists = {
         "plain.txt": "gone/{}.png\n",
-        "classes.csv": "gone/{}.png,tall\n",
+        "classes.csv": "gone/{0}.png,{0}\n",
         "boxes.txt": "gone/{}.png,0,0,9,9,tall\n",
     }
     for name, line in lists.items():

@@ -173,6 +173,8 @@ def build_backbone(spec):
 
 def require_class_names(class_names):
     """The names as a tuple; raise ValueError if there is none, or one comes twice."""
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names {class_names!r} is one string: give a list, as in class_names=[{class_names!r}]")
     class_names = tuple(class_names)
     if not class_names or len(set(class_names)) < len(class_names):
         raise ValueError(f"class_names {class_names} must be one or more distinct names")
