@@ -10,6 +10,7 @@ from frcnn.data.images import resize_image
 from frcnn.data.threads import map_in_threads
 from frcnn.inference import build_run, in_batches
 from frcnn.models.classifier import build_classifier
+from frcnn.records import LabelledImage, require_labels
 from frcnn.training import compile_model, fit_model, refuse_finished, write_run_files
 from frcnn.weight_files import require_plain
 
@@ -38,6 +39,7 @@ def train_classifier(
         refuse_finished(output)
     if validation is None:
         records, validation = split_records(records, config.data.val_fraction, config.train.seed)
+    require_labels([*records, *validation], model.class_names)
     identity = np.eye(len(model.class_names), dtype=np.float32)
 
     def make(*arguments, **settings):
@@ -72,6 +74,8 @@ def classify_stream(classifier, records):
     side, batch_size = classifier.input_shape[1], classifier.config.train.batch_size
 
     def load(record):
+        if not isinstance(record, LabelledImage):
+            return ValueError(f"a picture must be a LabelledImage, not a {type(record).__name__}")
         try:
             return resize_image(load_picture(record), (side, side))
         except ValueError as error:

@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
 from frcnn import backend
 from frcnn.config import load_pickle, with_overrides
@@ -18,6 +20,8 @@ from frcnn.models.detector import build_detector, detection_model
 from frcnn.records import Detections
 from frcnn.weight_files import require_plain
 from frcnn.weights import describe, load_weights, named_variables, require_finite
+
+_PICTURE = "a (H, W, 3) uint8 RGB array"
 
 
 def load_detector(run, *, weights="best", overrides=()):
@@ -110,21 +114,23 @@ def detect(detector, images, *, batch_size=None):
 
     Args:
         detector: from `load_detector` or `detection_model`.
-        images: one picture or a list of them, each a path or an (H, W, 3) uint8 RGB array.
-        batch_size: pictures in a pass; None: the config's `detect.batch_size`.
+        images: one picture or an iterable of them, each a path, an (H, W, 3) uint8 RGB array or a PIL image, taken as
+            it stands; or a (B, H, W, 3) array.
+        batch_size: pictures in a pass, from 1; None: the config's `detect.batch_size`.
 
     Returns:
         `Detections` of one picture, list of `Detections` of a list, in its order; boxes in the pixels of the originals.
 
     Raises:
-        ValueError: a picture cannot be read, or an array has another shape or dtype; it is named.
+        ValueError: a picture cannot be read, or something is no picture: another type, shape or dtype; it is named.
         MemoryError: memory ran out; the message says which fields to lower.
     """
-    if isinstance(images, str | os.PathLike | np.ndarray):
+    is_batch = isinstance(images, np.ndarray) and images.ndim == 4
+    if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) and not is_batch:
         return detect(detector, [images], batch_size=batch_size)[0]
     # A batch is always filled up, with copies: one of more pictures than there are would cost time for nothing.
-    images = list(images)
-    batch_size = min(batch_size or detector.config.detect.batch_size, max(1, len(images)))
+    images = list(_require_pictures(images))
+    batch_size = min(_batch_size(detector, batch_size), max(1, len(images)))
     found = []
     for result in detect_stream(detector, images, batch_size=batch_size):
         if isinstance(result, Exception):
@@ -140,9 +146,10 @@ def detect_stream(detector, images, *, batch_size=None):
 
     Args:
         detector, batch_size: see `detect`.
-        images: iterable of paths or (H, W, 3) uint8 RGB arrays.
+        images: iterable of pictures, as for `detect`.
     """
-    data, batch_size = detector.config.data, batch_size or detector.config.detect.batch_size
+    data, batch_size = detector.config.data, _batch_size(detector, batch_size)
+    images = _require_pictures(images)
     prepared = map_in_threads(lambda image: _prepare(image, data), images, data.workers, 2 * batch_size)
     yield from in_batches(prepared, batch_size, lambda batch: _detect_batch(detector, batch, batch_size))
 
@@ -174,11 +181,26 @@ def fingerprint(detector):
     return digest.hexdigest()
 
 
+def _batch_size(detector, batch_size):
+    batch_size = detector.config.detect.batch_size if batch_size is None else batch_size
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size ({batch_size!r}) must be a whole number of at least 1")
+    return int(batch_size)
+
+
+def _require_pictures(images):
+    """The iterable, unless its items cannot be what is meant."""
+    if isinstance(images, str | bytes | os.PathLike | dict) or not isinstance(images, Iterable):
+        raise ValueError(f"images is a {type(images).__name__}: expected pictures, each a path or {_PICTURE}")
+    return images
+
+
 def _prepare(image, data):
     """(path, resized image, original size), or the error that says why not."""
     try:
-        path = "" if isinstance(image, np.ndarray) else str(image)
-        pixels = _checked_array(image) if isinstance(image, np.ndarray) else read_image(path)
+        is_path = isinstance(image, str | os.PathLike)
+        path = str(image) if is_path else ""
+        pixels = read_image(path) if is_path else _checked_array(image)
     except ValueError as error:
         return error
     size = pixels.shape[:2]
@@ -186,9 +208,24 @@ def _prepare(image, data):
 
 
 def _checked_array(image):
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture must be a (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
-    return image
+    if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
+        raise ValueError(f"a PIL image of mode {image.mode} is not read: give its path, or 8 bits a channel")
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"a picture must be a path or {_PICTURE}, not a {type(image).__name__}")
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and 0 not in image.shape:
+        return image
+    cure = ""
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
+        cure = "; bring its channels to the end: image.transpose(1, 2, 0)"
+    elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+        cure = "; repeat its grey: np.dstack([image] * 3)"
+    elif image.ndim == 3 and image.shape[2] == 4:
+        cure = "; drop its alpha: image[..., :3]"
+    elif image.dtype.kind == "f" and image.size:
+        cure = "; " + ("(image * 255)" if image.max() <= 1 else "image") + ".round().astype(np.uint8) makes it one"
+    raise ValueError(f"a picture must be {_PICTURE}, not {image.shape} {image.dtype}{cure}")
 
 
 def _between(waiting, results):

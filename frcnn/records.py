@@ -22,7 +22,7 @@ class ImageRecord:
         lines: (G,) int64, the line of each box in it, from 1; None where lines say nothing (JSON).
 
     Raises:
-        ValueError: shapes disagree, or a box is degenerate, not finite or outside the picture.
+        ValueError: shapes disagree, labels are no integers, or a box is degenerate, not finite or outside the picture.
     """
 
     path: str
@@ -35,8 +35,10 @@ class ImageRecord:
     lines: np.ndarray = field(default=None)
 
     def __post_init__(self):
+        if np.shape(self.size) != (2,):
+            raise ValueError(f"{self.path}: size must be (height, width) in pixels, not {self.size}")
         _set(self, size=tuple(int(side) for side in self.size))
-        _set(self, boxes=np.asarray(self.boxes, np.float32).reshape(-1, 4), labels=np.asarray(self.labels, np.int32))
+        _set(self, boxes=_as_boxes(self.path, self.boxes), labels=_as_labels(self.path, self.labels))
         for name in ("difficult", "crowd"):
             flags = getattr(self, name)
             _set(self, **{name: np.zeros(len(self.boxes), bool) if flags is None else np.asarray(flags, bool)})
@@ -166,6 +168,8 @@ class Detections:
 
 def require_class_names(class_names):
     """The names as a tuple; raise ValueError if there is none, one comes twice, or one cannot be written in a line."""
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names {class_names!r} is one string: give a list, as in class_names=[{class_names!r}]")
     class_names = tuple(class_names)
     if not class_names or len(set(class_names)) < len(class_names):
         raise ValueError(f"class_names {class_names} must be one or more distinct names")
@@ -183,6 +187,50 @@ def name_problem(name):
     if odd is None:
         return ""
     return f"the class name {name!r:.80} holds {odd!a}, a line break, control character or half a letter: rename it"
+
+
+def require_labels(records, class_names):
+    """Raise a ValueError that names the first thing among records that is none, or whose label no class has.
+
+    Args:
+        records: list of ImageRecord or LabelledImage.
+        class_names: K strings, what their labels mean.
+    """
+    if not isinstance(records, list | tuple):
+        raise ValueError(f"records is a {type(records).__name__}: expected a list of frcnn.ImageRecord")
+    for index, record in enumerate(records):
+        if not isinstance(record, ImageRecord | LabelledImage):
+            hint = "; frcnn.read_records returns two things, records and class names" if index == 0 else ""
+            raise ValueError(f"records[{index}] is a {type(record).__name__}: expected a frcnn.ImageRecord{hint}")
+        wrong = record.labels[(record.labels < 0) | (record.labels >= len(class_names))]
+        if len(wrong):
+            names = ", ".join(map(str, class_names[:10])) + ", ..." * (len(class_names) > 10)
+            raise ValueError(
+                f"{record.path}: label {wrong[0]} is no class: labels count from 0, so the {len(class_names)} class "
+                f"names ({names}) allow 0 to {len(class_names) - 1}"
+            )
+
+
+def _as_boxes(path, boxes):
+    """(G, 4) float32."""
+    expected = "boxes must be (G, 4) numbers, x1, y1, x2, y2 of each"
+    try:
+        array = np.asarray(boxes, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {expected}, all of one length ({error})") from error
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
+        raise ValueError(f"{path}: {expected}, not {array.shape}")
+    return array.reshape(-1, 4)
+
+
+def _as_labels(path, labels):
+    """(G,) int32."""
+    array = np.asarray(labels)
+    is_whole = array.dtype.kind in "iuf" and ((array == np.round(array)) & (np.abs(array) < 2**31)).all()
+    if array.ndim != 1 or (array.size and not is_whole):
+        found = f"{array.shape} with {array.ravel()[0].item()!r:.80} in it" if array.size else array.shape
+        raise ValueError(f"{path}: labels must be (G,) integers that count the class names from 0, not {found}")
+    return array.astype(np.int32)
 
 
 def _set(record, **values):

@@ -37,7 +37,7 @@ class DataConfig(_Section):
         ge=0,
         le=1,
     )
-    workers: int = _field(0, "threads that decode and augment; 0: one for each core, at most 8", ge=0)
+    workers: int = _field(0, "threads that decode and augment; 0: one for each core, at most 8", ge=0, le=256)
 
     @model_validator(mode="after")
     def _sides_in_order(self):

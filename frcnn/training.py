@@ -16,11 +16,13 @@ from frcnn.config import save_config
 from frcnn.data.batches import batch_files, make_batch, plan_epoch, split_records, training_batches
 from frcnn.data.readers.annotation_text import write_annotations
 from frcnn.health import HealthReport, validation_scores
-from frcnn.models.detector import build_detector
+from frcnn.models.detector import build_detector, require_class_names
 from frcnn.models.resnet import ConvNorm
 from frcnn.optimizer import build_optimizer
+from frcnn.records import require_labels
 from frcnn.run_card import RunCard
 from frcnn.run_folder import RunFolder
+from frcnn.schema import Config
 from frcnn.weights import flat_layers, load_weights, prepare
 
 STAGES = 5
@@ -50,12 +52,20 @@ def train(config, records, *, class_names, validation=None, output="runs/frcnn",
         `train_model` holds what stood in the way of learning.
 
     Raises:
-        ValueError: the output holds a run already, there are too few pictures to split, or weights do not fit.
+        ValueError: the output holds a run already, a label has no class, there are too few pictures to split, or
+            weights do not fit.
         FloatingPointError: loss or gradients of `MOST_SKIPPED` steps in a row were not finite; each of these steps
             changed nothing, and the message names the pictures of the last.
         MemoryError: memory ran out; the message says how much it takes, and which fields to lower.
     """
     refuse_finished(output)
+    if not isinstance(config, Config):
+        raise ValueError(f"config is a {type(config).__name__}: give what frcnn.load_config returns")
+    class_names = require_class_names(class_names)
+    for part in (records, validation or ()):
+        require_labels(part, class_names)
+    if not records:
+        raise ValueError("records is empty: give at least one picture to train on")
     model = build_model(config, class_names)
     return train_model(model, records, validation=validation, output=output, verbose=verbose)
 

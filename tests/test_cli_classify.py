@@ -98,6 +98,19 @@ def test_predict_writes_a_table_and_a_sheet_and_reports_what_it_cannot_read(clas
     for _, name, best, *values in rows:
         assert float(best) == max(map(float, values)) == float(values[SHAPES.index(name)])
     assert read_image(tmp_path / "out" / "contact_sheet.png").shape[:2] == (2 * (96 + 22), 3 * 96)
+    # So do lists of them, with classes, without, and with boxes; and they may have moved.
+    lists = {
+        "plain.txt": "gone/{}.png\n",
+        "classes.csv": "gone/{0}.png,{0}\n",
+        "boxes.txt": "gone/{}.png,0,0,9,9,tall\n",
+    }
+    for name, line in lists.items():
+        (tmp_path / name).write_text("".join(map(line.format, range(6))))
+        code, _, error = classify("predict", "-p", tmp_path / name, *settings)
+        assert code == 2 and "--images FOLDER" in error
+        assert classify("predict", "-p", tmp_path / name, "--images", tmp_path / "in", *settings)[0] == 0
+        again = read_table(tmp_path / "out" / "predictions.csv")[1:]
+        assert [row[1:] for row in again] == [row[1:] for row in rows] and again[2][0].endswith("2.png")
     # Arrays of the same pictures get the same probabilities.
     assert classify("predict", "-p", "test.npz", *settings)[0] == 0
     again = read_table(tmp_path / "out" / "predictions.csv")[1:]

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import sys
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from frcnn.cli import main
-from frcnn.cli.detect import _detect, find_pictures
+from frcnn.cli.detect import _detect, find_names
 from tests.oracles.fake_detector import fake_detector
 
 pytestmark = pytest.mark.tensorflow
@@ -192,14 +193,65 @@ def test_a_folder_that_cannot_be_listed_is_said_and_the_rest_goes_on(detect, wor
 
 
 def test_pictures_are_named_by_their_place_in_the_folder(work):
-    assert find_pictures("pictures/", work / "out") == {
+    assert find_names("pictures/", work / "out") == {
         "pictures/a.png": "a.png",
         "pictures/day/a.png": "day/a.png",
         "pictures/day/b.jpg": "day/b.jpg",
         "pictures/day/late/c.png": "day/late/c.png",
     }
-    assert find_pictures("pictures", work / "pictures" / "day").keys() == {"pictures/a.png"}
-    assert find_pictures("./pictures/day/b.jpg", work / "out") == {"pictures/day/b.jpg": "b.jpg"}
+    assert find_names("pictures", work / "pictures" / "day").keys() == {"pictures/a.png"}
+    assert find_names("./pictures/day/b.jpg", work / "out") == {"pictures/day/b.jpg": "b.jpg"}
+
+
+LISTED = {"pictures/a.png": "a.png", "pictures/day/a.png": "day/a.png", "pictures/day/late/c.png": "day/late/c.png"}
+NAMES = [name.removeprefix("pictures/") for name in LISTED]
+COCO = {"images": [{"id": number, "file_name": name} for number, name in enumerate(NAMES)], "annotations": []}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("pictures/list.txt", "".join(f"{name}\r\n\n" for name in [*NAMES, "./a.png"])),
+        ("list.lst", "".join(f'"{name}"\n' for name in LISTED)),
+        ("boxes.txt", "".join(f"{name},1,1,9,{bottom},cat\n" for name, bottom in zip(LISTED, (9, 9, 0)))),
+        ("pictures/test.json", json.dumps(COCO | {"categories": [{"id": 1, "name": "cat"}]})),
+        ("data.yaml", "train: train.txt\nnames: [cat]\n"),
+    ],
+)
+def test_pictures_of_lists_and_annotations(work, file, text):
+    (work / "train.txt").write_text("".join(f"{name}\n" for name in LISTED))
+    (work / file).write_text(text)
+    names = find_names(file, work / "out")
+    assert {os.path.relpath(path): name for path, name in names.items()} == LISTED
+    os.rename("pictures", "moved")
+    (work / file).parent.mkdir(exist_ok=True)
+    (work / file).write_text(text)
+    with pytest.raises(ValueError, match=r"(?s)no picture at .*where the pictures lie in another folder, name it"):
+        find_names(file, work / "out")
+    names = find_names(file, work / "out", images="moved")
+    assert list(names.values()) == list(LISTED.values())
+    with pytest.raises(ValueError, match="lies in the output folder"):
+        find_names(file, work / "moved" / "day", images="moved")
+
+
+def test_what_cannot_be_read_of_annotations_is_said_in_the_end(detect, work):
+    (work / "pictures" / "broken.png").write_bytes(b"no picture")
+    (work / "boxes.txt").write_text("pictures/broken.png,1,1,9,9,cat\npictures/a.png,1,1,9,9\npictures/a.png,,,,,\n")
+    code, out, error = detect("-p", "boxes.txt")
+    assert code == 1 and "note: 1 mistakes in boxes.txt are passed over: frcnn doctor lists them" in out
+    assert error.startswith("frcnn detect: skipped: pictures/broken.png: cannot") and "1 pictures, 2 detections" in out
+
+
+def test_splits_and_kinds_that_are_not_read(detect, work):
+    (work / "val.txt").write_text("pictures/a.png\n")
+    (work / "data.yaml").write_text("train: pictures\nval: val.txt\nnames: [cat]\n")
+    assert find_names("data.yaml", work / "out", "val") == {"pictures/a.png": "a.png"}
+    for path in ("pictures", "pictures/a.png"):
+        assert_one_sentence(detect("-p", path, "--split", "val"), f"{path} is no list of pictures, and no annotations")
+    (work / "pictures" / "b.psd").touch()
+    with pytest.warns(UserWarning, match=r"left out: 1 .psd"):
+        assert len(find_names("pictures", work / "out")) == 4
+    assert find_names("pictures/b.psd", work / "out") == {"pictures/b.psd": "b.psd"}
 
 
 @pytest.mark.parametrize("terminal", [True, False])

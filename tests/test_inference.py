@@ -3,11 +3,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from frcnn.config import save_config
 from frcnn.inference import detect, detect_stream, load_detector
 from frcnn.models.detector import build_detector
 from tests.contracts import assert_is_detections
+from tests.oracles.fake_detector import fake_detector
 from tests.oracles.tiny import CLASS_NAMES, SIZE, tiny_config, tiny_images, write_tiny_pictures
 
 pytestmark = pytest.mark.tensorflow
@@ -161,14 +163,55 @@ def test_a_stream_reads_only_a_little_ahead(detector):
     results.close()
 
 
+UINT8 = r"a picture must be a \(H, W, 3\) uint8 RGB array, not \("
+
+
 @pytest.mark.parametrize(
-    "image",
-    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
-    ids=["float", "grey", "alpha", "empty"],
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3)), UINT8 + r"4, 4, 3\) float64; \(image \* 255\).round\(\).astype\(np.uint8\)"),
+        (np.full((4, 4, 3), 200.0), UINT8 + r"4, 4, 3\) float64; image.round"),
+        (np.zeros((4, 4), np.uint8), UINT8 + r"4, 4\) uint8; repeat its grey"),
+        (np.zeros((4, 4, 4), np.uint8), UINT8 + r"4, 4, 4\) uint8; drop its alpha"),
+        (np.zeros((3, 4, 5), np.uint8), UINT8 + r"3, 4, 5\) uint8; .*image.transpose\(1, 2, 0\)"),
+        (np.zeros((0, 4, 3), np.uint8), UINT8 + r"0, 4, 3\) uint8$"),
+        (Image.new("I;16", (4, 4)), "a PIL image of mode I;16 is not read"),
+        (None, "a picture must be a path or .*, not a NoneType"),
+        (b"a.png", "a picture must be a path or .*, not a bytes"),
+    ],
+    ids=["0..1", "0..255", "grey", "alpha", "channels first", "empty", "16 bits", "None", "bytes"],
 )
-def test_an_array_of_another_kind_is_refused(detector, image):
-    with pytest.raises(ValueError, match=r"must be a \(H, W, 3\) uint8 RGB array, not \("):
-        detect(detector, [image])
+def test_what_is_no_picture_is_told_with_its_cure(image, message):
+    with pytest.raises(ValueError, match=message):
+        detect(fake_detector(), [image])
+
+
+@pytest.mark.parametrize("images", [{"a.png": 1}, None, 7, b"a.png"])
+def test_what_holds_no_pictures_is_told(images):
+    message = rf"^images is a {type(images).__name__}: expected pictures, each a path or a \(H, W, 3\) uint8 RGB array"
+    for call in (detect, lambda *arguments: list(detect_stream(*arguments))):
+        with pytest.raises(ValueError, match=message):
+            call(fake_detector(), images)
+    with pytest.raises(ValueError, match=r"^images is a str"):
+        list(detect_stream(fake_detector(), "a.png"))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "4"])
+def test_a_batch_size_must_be_a_number_from_1(batch_size):
+    for call in (detect, lambda *arguments, **settings: list(detect_stream(*arguments, **settings))):
+        with pytest.raises(ValueError, match=rf"^batch_size \({batch_size!r}\) must be a whole number of at least 1"):
+            call(fake_detector(), tiny_images(), batch_size=batch_size)
+
+
+def test_batches_and_images_of_pillow():
+    images = np.stack(tiny_images(2))
+    expected = detect(fake_detector(), list(images))
+    for given in (images, map(Image.fromarray, images), [Image.fromarray(image).convert("RGBA") for image in images]):
+        found = detect(fake_detector(), given)
+        assert len(found) == 2
+        for first, second in zip(found, expected):
+            assert_same(first, second, tolerance=0)
+    assert_is_detections(detect(fake_detector(), Image.fromarray(images[0])))
 
 
 # --------------------------------------------------------------------------------------------------- a run folder

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from frcnn.outputs import write_csv
-from frcnn.records import Detections, ImageRecord, require_class_names
+from frcnn.records import Detections, ImageRecord, LabelledImage, require_class_names, require_labels
 from frcnn.visualize import draw_detections
 from tests.contracts import assert_is_detections, assert_is_record
 
@@ -47,6 +47,49 @@ def test_lengths_of_a_record_must_agree(labels, difficult):
         ImageRecord("a.png", (40, 60), [(0, 0, 6, 4)], labels, difficult)
     with pytest.raises(ValueError, match="must have the same length"):
         ImageRecord("a.png", (40, 60), [(0, 0, 6, 4)], [0], crowd=[False, True])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": [0.5]}, r"a.png: labels must be \(G,\) integers .* from 0, not \(1,\) with 0.5 in it"),
+        ({"labels": ["cat"]}, r"a.png: labels must be .* with 'cat' in it"),
+        ({"labels": [2**40]}, r"a.png: labels must be .* with 1099511627776 in it"),
+        ({"labels": 0}, r"a.png: labels must be .* not \(\) with 0 in it"),
+        ({"boxes": [[0, 0, 5]]}, r"a.png: boxes must be \(G, 4\) numbers, .* not \(1, 3\)"),
+        ({"boxes": [[0, 0], [5, 5]]}, r"a.png: boxes must be .* not \(2, 2\)"),
+        ({"boxes": [0, 0, 5, 5]}, r"a.png: boxes must be .* not \(4,\)"),
+        ({"boxes": [[0, 0, 5, 5], [1]]}, r"a.png: boxes must be .* all of one length"),
+        ({"boxes": [["a", 0, 5, 5]]}, r"a.png: boxes must be \(G, 4\) numbers"),
+        ({"size": (40, 60, 3)}, r"a.png: size must be \(height, width\) in pixels, not \(40, 60, 3\)"),
+    ],
+    ids=str,
+)
+def test_a_record_of_other_values_is_told(values, message):
+    with pytest.raises(ValueError, match=message):
+        ImageRecord(**{"path": "a.png", "size": (40, 60), "boxes": [[0, 0, 5, 5]], "labels": [0]} | values)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (
+            [ImageRecord("a.png", (9, 9), [], []), ImageRecord("b.png", (9, 9), [[0, 0, 5, 5]], [2])],
+            "b.png: label 2 is no",
+        ),
+        (
+            [ImageRecord("a.png", (9, 9), [[0, 0, 5, 5]], [-1])],
+            r"a.png: label -1 .* from 0, so .*\(x, y\) allow 0 to 1",
+        ),
+        ([LabelledImage("c.png", 7)], "c.png: label 7 is no class"),
+        (([], ("x",)), r"records\[0\] is a list: .*read_records returns two things"),
+        ({"a": 1}, "records is a dict: expected a list"),
+    ],
+)
+def test_labels_must_have_a_class(records, message):
+    with pytest.raises(ValueError, match=message):
+        require_labels(records, ("x", "y"))
+    require_labels([ImageRecord("a.png", (9, 9), [[0, 0, 5, 5]] * 2, [0, 1])], ("x", "y"))
 
 
 def test_records_cannot_be_changed():

@@ -28,6 +28,7 @@ from tests.oracles.tensors import array, tensor
 from tests.oracles.tiny import CLASS_NAMES, tiny_config, write_tiny_pictures
 
 pytestmark = pytest.mark.tensorflow
+RECORD = [ImageRecord("a.png", (10, 10), [[0, 0, 5, 5]], [1])]
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +213,25 @@ def test_the_split_can_be_read_again(run):
         assert [(record.path, record.size) for record in found] == [(record.path, record.size) for record in part]
         for again, record in zip(found, part):
             assert again.boxes.tolist() == record.boxes.tolist() and again.labels.tolist() == record.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"records": RECORD}, r"a.png: label 1 is no class: labels count from 0, .*\(cat\) allow 0 to 0"),
+        ({"records": [], "validation": RECORD}, r"a.png: label 1 is no class"),
+        ({"records": []}, "records is empty"),
+        ({"class_names": "cat"}, "class_names 'cat' is one string"),
+        ({"config": "demo.yaml"}, "config is a str: give what frcnn.load_config returns"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_told_before_a_model_is_built(monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setattr("frcnn.training.build_model", None)
+    given = {"config": tiny_config(), "records": [], "class_names": ["cat"], "output": tmp_path / "run"} | arguments
+    with pytest.raises(ValueError, match=message):
+        train(**given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_crowds_are_not_trained_on(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from frcnn.cli import add_images_argument, add_override_argument, find_run
-from frcnn.cli.detect import find_pictures, say_skipped
+from frcnn.cli.detect import find_names, is_picture, say_skipped
 from frcnn.cli.evaluate import write_confusion, write_csv
 from frcnn.cli.train import (
     RESULTS,
@@ -44,7 +44,8 @@ def add_arguments(parser):
             name, help=summary, description=summary, epilog=f"example: {EXAMPLES[name]}", formatter_class=style
         )
         add = action.add_argument
-        add("-p", "--path", required=True, metavar="PATH", help="class folders, CSV, HDF5, idx or npz")
+        others = ", or what -p of `frcnn detect` takes" if name == "predict" else ""
+        add("-p", "--path", required=True, metavar="PATH", help=f"class folders, CSV, HDF5, idx or npz{others}")
         add_images_argument(add)
         if name == "train":
             add(
@@ -210,22 +211,25 @@ def evaluate(arguments):
 
 def predict(arguments):
     """Print the probabilities of one picture; write those of many, and a contact sheet."""
-    from frcnn.data.images import SUFFIXES, write_image
+    from frcnn.data.images import SUFFIXES, UNREAD, write_image
+    from frcnn.data.readers.labelled import is_labelled
     from frcnn.files import find_files
     from frcnn.records import LabelledImage
 
     path, output, unlisted = Path(arguments.path), Path(arguments.output), {}
-    is_picture = path.is_file() and path.name.lower().endswith(SUFFIXES)
-    if is_picture or (path.is_dir() and find_files(path, SUFFIXES, output, unlisted)):
-        names = {str(path): path.name} if is_picture else find_pictures(path, output, unlisted)
-        records = [LabelledImage(place, 0) for place in names]
-    else:
+    is_one = path.is_file() and is_picture(path)
+    holds_pictures = path.is_dir() and find_files(path, SUFFIXES + UNREAD, output, {})
+    if not is_one and not holds_pictures and is_labelled(path):
         records, _ = _labelled(arguments, None)
         names = {record.path: record.path for record in records}
-    if not is_picture:
+    else:
+        where = {"split": arguments.split, "images": arguments.images, "unlisted": unlisted}
+        names = {str(path): path.name} if is_one else find_names(path, output, **where)
+        records = [LabelledImage(place, 0) for place in names]
+    if not is_one:
         require_room(output, ("predictions.csv", "contact_sheet.png"))
     classifier, _ = _load(arguments, None)
-    if is_picture:
+    if is_one:
         (found,) = _timed(classifier, records)
         if isinstance(found, Exception):
             raise found

@@ -1,12 +1,14 @@
-"""Detect objects in the pictures of a folder and its sub-folders; write the detections, and the pictures with them."""
+"""Detect objects in the pictures of a folder and its sub-folders, of a list or of annotations; write the detections,
+and the pictures with them."""
 
+import os
 import sys
 import time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
-from frcnn.cli import add_override_argument, add_run_arguments, find_run
+from frcnn.cli import add_images_argument, add_override_argument, add_run_arguments, find_run
 from frcnn.data.readers.problems import printable
 from frcnn.files import require_room
 
@@ -17,7 +19,15 @@ MOST_ERRORS = 20  # are printed
 def add_arguments(parser):
     """The arguments of `frcnn detect`."""
     add = parser.add_argument
-    add("-p", "--path", required=True, metavar="FOLDER", help="folder of pictures, sub-folders included, or a picture")
+    add(
+        "-p",
+        "--path",
+        required=True,
+        metavar="PATH",
+        help="folder of pictures, sub-folders included; a picture; a text file with one picture a line; or annotations",
+    )
+    add("--split", metavar="NAME", help="part of the annotations (default: the one that training takes)")
+    add_images_argument(add)
     add_run_arguments(parser)
     add("--output", default="detections", metavar="FOLDER", help="where to write (default: detections)")
     formats = ["json", "csv", "voc", "yolo"]
@@ -44,7 +54,7 @@ def run(arguments):
     """Detect in every picture that is not done yet; say what was found, what could not be read, and where it lies."""
     output = Path(arguments.output)
     unlisted = {}
-    names = find_pictures(arguments.path, output, unlisted)
+    names = find_names(arguments.path, output, arguments.split, arguments.images, unlisted)
     require_room(output)
     detector = _load(arguments, find_run(arguments.run, weights=arguments.weights))
     settings = _settings(arguments, detector)
@@ -77,34 +87,85 @@ def say_skipped(command, reasons, file=None):
         print(f"frcnn {command}: ... {len(reasons)} in all{f', see {file}' if file else ''}", file=sys.stderr)
 
 
-def find_pictures(path, output, unlisted=None):
-    """The pictures in a folder and its sub-folders but `output`, or the one picture that `path` is.
+def find_names(path, output, split=None, images=None, unlisted=None):
+    """The pictures that `path` is about: those in a folder and its sub-folders but `output`, or those of a file.
 
     Args:
-        path: of the folder or picture.
-        output: Path of the folder that will be written to.
-        unlisted: see `frcnn.files.find_files`.
+        path: a folder, a picture, a text file with the path of a picture a line, or an annotation file of any format.
+        output: Path, where results go.
+        split: of annotations, as for `read_records`.
+        images: a folder, where the pictures of a list or of annotations are looked for too; or None.
+        unlisted: of a folder, see `frcnn.files.find_files`.
 
     Returns:
-        dict from each picture's path to its name within the folder, "/" between the parts.
+        dict from each picture's path to its name in the folder that holds them all, "/" between the parts.
 
     Raises:
-        ValueError: nothing there, no picture in it, or it lies in `output`, where a drawing could take its place.
+        ValueError: nothing there, no picture in it, or one lies in `output`, where a drawing could take its place.
     """
-    from frcnn.data import images
+    from frcnn.data.images import SUFFIXES, find_pictures
 
-    path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"{path}: no such folder or picture")
-    root = path.parent if path.is_file() else path
-    if root.resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"{path} lies in the output folder {output}: name another --output")
-    paths = [path] if path.is_file() else map(Path, images.find_pictures(path, output, unlisted))
-    names = {str(path): path.relative_to(root).as_posix() for path in paths}
-    if not names:
-        reasons = list((unlisted or {}).values()) or [f"{path} holds no picture ({', '.join(images.SUFFIXES)})"]
+    is_listed = os.path.isfile(path) and not is_picture(path)
+    if (split or images) and not is_listed:
+        raise ValueError(f"{path} is no list of pictures, and no annotations: leave out --split and --images")
+    if is_listed:
+        paths = _read_pictures(path, split, images)
+        root = _common_folder(paths)
+    else:
+        root = os.path.dirname(path) if os.path.isfile(path) else path
+        paths = [str(Path(path))] if os.path.isfile(path) else find_pictures(path, output, unlisted)
+    places = {root} | ({os.path.dirname(place) for place in paths} if is_listed else set())
+    if any(Path(place).resolve().is_relative_to(output.resolve()) for place in places):
+        raise ValueError(f"{Path(path)} lies in the output folder {output}: name another --output")
+    if not paths:
+        reasons = list((unlisted or {}).values()) or [f"{path} holds no picture ({', '.join(SUFFIXES)})"]
         raise ValueError(reasons[0])
-    return names
+    return {str(Path(place)): Path(os.path.relpath(place, root)).as_posix() for place in paths}
+
+
+def is_picture(path):
+    """Whether a file is a picture, perhaps a broken one: by its suffix, else by its content."""
+    from frcnn.data.images import SUFFIXES, UNREAD, image_size
+
+    try:
+        return str(path).lower().endswith(SUFFIXES + UNREAD) or bool(image_size(path))
+    except ValueError:
+        return False
+
+
+def _common_folder(paths):
+    try:
+        return os.path.commonpath([os.path.dirname(os.path.abspath(place)) for place in paths])
+    except ValueError as error:  # drives of Windows
+        raise ValueError(f"the pictures lie on several drives, {paths[0]} for one: detect in each by itself") from error
+
+
+def _read_pictures(path, split, images):
+    """The paths of the pictures of a list or of annotations, each once."""
+    from frcnn.data.readers.annotation_text import read_list
+
+    paths = (None if split else read_list(path, images)) or _annotated_pictures(path, split, images)
+    return list({os.path.abspath(place): os.path.normpath(place) for place in paths}.values())
+
+
+def _annotated_pictures(path, split, images):
+    """Mistakes about boxes do not matter here, and pictures that cannot be read are said in the end, as of a folder."""
+    from frcnn.data.readers import read_records
+    from frcnn.data.readers.problems import ELSEWHERE
+
+    problems = []
+    records, _ = read_records(path, "auto", split=split, problems=problems, images=images)
+    problems = [problem for problem in problems if problem.severity == "error" and problem.kind != "no-boxes"]
+    missing = [str(problem) for problem in problems if problem.kind in ("missing-picture", "missing-folder")]
+    if missing:
+        more = [f"... and {len(missing) - MOST_ERRORS} more"] if len(missing) > MOST_ERRORS else []
+        raise ValueError("\n".join([*missing[:MOST_ERRORS], *more, *([ELSEWHERE] if images is None else [])]))
+    unread = [problem.message.partition(": cannot ")[0] for problem in problems if problem.kind == "unreadable-picture"]
+    if len(problems) > len(unread):
+        print(f"note: {len(problems) - len(unread)} mistakes in {path} are passed over: frcnn doctor lists them")
+    return [*(record.path for record in records), *unread]
 
 
 def _load(arguments, run_folder):

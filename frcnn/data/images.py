@@ -24,7 +24,7 @@ WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")  #
 SUFFIXES = (*WRITTEN, ".jpe", ".jfif", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
 SUFFIXES += _HEIC if _HEIC_PLUGIN else ()
 # Those of pictures that are not read: said, so that nobody misses them.
-_UNREAD = (
+UNREAD = (
     *("" if _HEIC_PLUGIN else _HEIC),
     *(".jxl", ".svg", ".psd", ".xcf", ".eps", ".ai", ".pdf", ".tga", ".pcx", ".ico", ".exr", ".hdr", ".dds", ".dcm"),
     *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
@@ -47,7 +47,7 @@ def find_pictures(folder, skip=None, unlisted=None):
 
     Args, result and errors as in `frcnn.files.find_files`.
     """
-    files = find_files(folder, SUFFIXES + _UNREAD, skip, unlisted)
+    files = find_files(folder, SUFFIXES + UNREAD, skip, unlisted)
     pictures = [path for path in files if path.lower().endswith(SUFFIXES)]
     if left_out := Counter(os.path.splitext(path)[1].lower() for path in files if not path.lower().endswith(SUFFIXES)):
         counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())

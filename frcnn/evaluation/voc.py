@@ -285,7 +285,7 @@ def require_same_pictures(records, detections, class_names):
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
                 raise ValueError(
                     f"{kind} {index} ({record.path}) has labels {labels.min()}..{labels.max()}: "
-                    f"{len(class_names)} class names allow 0..{len(class_names) - 1}"
+                    f"labels count from 0, so {len(class_names)} class names allow 0..{len(class_names) - 1}"
                 )
 
 

@@ -325,5 +325,7 @@ def test_what_does_not_belong_together_is_named(found, arguments, message):
 
 
 def test_a_record_label_without_a_name_is_named():
-    with pytest.raises(ValueError, match=r"record 0 \(a.jpg\) has labels 3..3: 1 class names allow 0..0"):
+    with pytest.raises(
+        ValueError, match=r"record 0 \(a.jpg\) has labels 3..3: labels count from 0, so 1 class names allow 0..0"
+    ):
         evaluate([record([[0, 0, 1, 1]], [3])], [detections([], [])], ("cell",))

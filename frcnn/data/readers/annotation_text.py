@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from frcnn.data.readers.problems import read_lines
+from frcnn.data.images import SUFFIXES, UNREAD
+from frcnn.data.readers.problems import Errors, read_lines
 from frcnn.data.readers.table import COORDINATES, build_records
 from frcnn.files import replacing
 
@@ -34,6 +35,29 @@ def read_annotation_text(path, class_names, split, errors):
         raise ValueError(f"{path} is empty: expected lines of {_LINE}")
     pictures = find_pictures(table, path.parent, errors)
     return build_records(table, pictures, class_names, errors, allow_empty=False)
+
+
+def read_list(path, images=None):
+    """Read a text file with the path of a picture a line, from the file's folder or else the working directory.
+
+    Args:
+        path: the file; it is such a list if its first line is the name of a picture.
+        images: see `frcnn.data.readers.read_records`.
+
+    Returns:
+        list of paths; None where the file is another one.
+
+    Raises:
+        ValueError: not text, or a picture is not there; each with its line.
+    """
+    path, errors = Path(path), Errors(images=images)
+    lines, start = read_lines(path, path.name, errors)
+    names = [(start + number, line.strip().strip('"')) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not names or not names[0][1].lower().endswith(SUFFIXES + UNREAD):
+        return None
+    paths = [locate(name, path.parent, line, errors) for line, name in names]
+    errors.finish()
+    return paths
 
 
 def write_annotations(path, records, class_names):

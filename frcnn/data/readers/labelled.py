@@ -65,6 +65,19 @@ def read_labelled(path, class_names=None, images=None):
     }, class_names
 
 
+def is_labelled(path):
+    """Whether `read_labelled` may take what lies at a path; of text, by its first line: two fields, `path,class`."""
+    path = Path(path)
+    if not path.exists() or _reader_of(path) is not _read_csv:
+        return True
+    lines, _ = read_lines(path, path.name, Errors())
+    first = next(filter(str.strip, lines), ",")  # an empty file is told of by the reader
+    try:
+        return len(next(csv.reader([first]))) == 2 and not first.strip().lower().endswith(SUFFIXES)
+    except csv.Error:  # a line of JSON, perhaps
+        return False
+
+
 def _reader_of(path):
     """A function from the path to ({part: rows of (path or place, class, pixels or None)}, its classes in order)."""
     if path.is_dir():
@@ -115,7 +128,7 @@ def _read_classes(folder):
 def _read_csv(path, images=None):
     errors, rows = Errors(images=images), []
     lines, _ = read_lines(path, path.name, errors)
-    for number, fields in enumerate(csv.reader(lines), start=1):
+    for number, fields in enumerate(_fields(path, lines), start=1):
         fields = [field.strip() for field in fields]
         if not any(fields) or (number == 1 and fields == ["path", "class"]):
             continue
@@ -133,6 +146,13 @@ def _read_csv(path, images=None):
     if not rows:
         raise ValueError(f"{path} is empty: expected lines of path,class")
     return {WHOLE: rows}, sorted({name for _, name, _ in rows})
+
+
+def _fields(path, lines):
+    try:
+        yield from csv.reader(lines)
+    except csv.Error as error:  # longer than any line of ours: JSON, perhaps
+        raise ValueError(f"{path} is no list of path,class ({error})") from error
 
 
 # ------------------------------------------------------------------------------------------------------ in arrays
