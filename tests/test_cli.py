@@ -421,7 +421,7 @@ class TestBadInput:
             (["-p", "all.txt", "--validation", "other.txt"], ["'new'", "model's classes"]),
             (["-p", "all.txt", "--config", "pictures"], ["pictures", "a folder, a pipe or a device"]),
             (["-p", "all.txt", "--output", "all.txt"], ["all.txt is a file: name a folder"]),
-            (["-p", "all.txt", "--output", "all.txt/run"], ["all.txt/run", "Not a directory"]),
+            (["-p", "all.txt", "--output", "all.txt/run"], ["all.txt/run: nothing can be written to"]),
             (["-p", "all.txt", "--config_filename", "pictures"], ["pictures is a folder: name a file"]),
             (["-p", "all.txt", "--output_weight_path", "all.txt/w"], ["all.txt", "exists"]),
             (["-p", "all.txt", "--config_filename", "all.txt/sub/c"], ["all.txt/sub", "Not a directory"]),

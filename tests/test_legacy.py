@@ -258,9 +258,10 @@ def test_half_a_config_is_refused(write, content, what):
         (b"]q\0h\0a.", "used twice"),
         (b"](]q\0h\0e.", "used twice"),
         (b"](" + pickle.dumps("a" * 10_000, 2)[2:-1] + b"h\0" * 100 + b"e.", "again and again"),
-        (pickle.dumps("a" * (1 << 18), 2), "more than"),
+        (pickle.dumps("a" * (1 << 18), 2), "more than 262144 bytes"),
+        (pickle.dumps([None] * 1000, 2), "more than 1000 steps"),
     ],
-    ids=["a list in itself", "a list twice", "a text 100 times", "a large file"],
+    ids=["a list in itself", "a list twice", "a text 100 times", "a large file", "many values"],
 )
 def test_what_could_grow_is_refused(write, content, what, monkeypatch):
     monkeypatch.setattr("frcnn.legacy.MOST_BYTES", 1 << 18)
