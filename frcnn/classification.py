@@ -72,7 +72,7 @@ def classify_stream(classifier, records):
 
     def load(record):
         try:
-            return resize_image(load_picture(record), (side, side))
+            return resize_image(load_picture(record, classifier.config.data.bit_depth), (side, side))
         except ValueError as error:
             return error
 

@@ -82,7 +82,7 @@ def detect_folder(detector, names, output, settings, done=()):
     """
     stems = dict(zip(names, unique_stems(names.values())))
     waiting = [path for path in names if path not in done]
-    finish = partial(_finish, names, stems, output, settings)
+    finish = partial(_finish, names, stems, output, settings | {"bit_depth": detector.config.data.bit_depth})
     data, batch_size = detector.config.data, detector.config.detect.batch_size
     whole, entries = 0, []
     with open(output / JOURNAL, "a", encoding="ascii") as journal:
@@ -173,7 +173,7 @@ def _finish(names, stems, output, settings, item):
     try:
         if isinstance(found, Exception):
             raise found
-        image = read_image(path) if settings["pictures"] or settings["crops"] else None
+        image = read_image(path, settings["bit_depth"]) if settings["pictures"] or settings["crops"] else None
     except ValueError as error:
         return {"path": path, "error": str(error)}
     found = found if settings["classes"] is None else found.of_classes(settings["classes"])

@@ -169,7 +169,7 @@ def _prepare(image, data):
     """(path, resized image, original size), or the error that says why not."""
     try:
         path = "" if isinstance(image, np.ndarray) else str(image)
-        pixels = _checked_array(image) if isinstance(image, np.ndarray) else read_image(path)
+        pixels = _checked_array(image) if isinstance(image, np.ndarray) else read_image(path, data.bit_depth)
     except ValueError as error:
         return error
     size = pixels.shape[:2]

@@ -18,6 +18,7 @@ _TURNED_BY_EXIF = ("JPEG", "MPO", "PNG", "WEBP")
 # How GIF and TIFF begin: their transparent pixels, OpenCV paints with one colour (GIF) or black (TIFF).
 _HIDES_COLOURS = (b"GIF8", b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _MOST_BYTES = 2**31 - 1  # OpenCV counts them in an int
 _NO_PICTURE = "not a picture, or of a kind that is not read, such as floating-point TIFF"
 
@@ -42,16 +43,35 @@ def exif_orientation(path):
         return _exif_orientation(picture) if picture.format in _TURNED_BY_EXIF else 1
 
 
-def read_image(path):
+def read_image(path, bit_depth=None):
     """Decode a picture file to (H, W, 3) uint8 RGB: EXIF rotation applied, alpha dropped, 16 bits cut to 8.
 
-    Of several pictures in a file (GIF, TIFF, WebP) the first is taken.
+    Of several pictures in a file (GIF, TIFF, WebP) the first is taken. `bit_depth`: how many of 16 bits a channel are
+    used, 9 to 16; None: all.
 
     Raises:
         ValueError: the file is missing, not a file, not a picture, truncated, of 32 bits a channel, of another size
             than its header says, or has more pixels than Pillow trusts; names it.
     """
-    return decode_image(read_picture_bytes(path), path)
+    return decode_image(read_picture_bytes(path), path, bit_depth=bit_depth)
+
+
+def brightest_value(path):
+    """The value of 16 bits that 999 of 1,000 in a picture do not pass, so that a few hot pixels do not count.
+
+    Returns:
+        int; None of a picture of fewer bits, told by its header, or of one that cannot be read.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, cv2.error, Image.DecompressionBombError):
+        with open_regular(path) as file, Image.open(file) as picture:
+            file.seek(0)
+            tags = getattr(picture, "tag_v2", {})
+            bits = file.read(25)[24] if picture.format == "PNG" else np.max(tags.get(_BITS_PER_SAMPLE, 0))
+        if bits == 16:
+            data = read_picture_bytes(path)
+            pixels = None if _is_cut_png(data) else _decode_deep(data)
+            return None if pixels is None else int(np.quantile(pixels, 0.999, method="lower"))
+    return None
 
 
 def read_picture_bytes(path):
@@ -67,7 +87,7 @@ def read_picture_bytes(path):
     return data
 
 
-def decode_image(data, path, grey_side=None):
+def decode_image(data, path, grey_side=None, bit_depth=None):
     """Decode the bytes of a picture file; the size that they declare is looked at first.
 
     Args:
@@ -75,6 +95,7 @@ def decode_image(data, path, grey_side=None):
         path: the file, for the message.
         grey_side: None, or decode for comparison: grey, and a JPEG not larger than needed for sides of this length,
             which is several times faster.
+        bit_depth: as in `read_image`; without grey_side.
 
     Returns:
         (H, W, 3) uint8 RGB as `read_image`; with grey_side (H, W) uint8.
@@ -86,7 +107,7 @@ def decode_image(data, path, grey_side=None):
     with _explained(path, "cannot read the picture"), contextlib.suppress(UnidentifiedImageError):
         size = _header_size(io.BytesIO(data))
         if not _is_cut_png(data):
-            image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
+            image = _decode(data, bit_depth) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
         raise ValueError(f"{path}: cannot decode the picture ({len(data)} bytes; truncated, or {_NO_PICTURE})")
     if grey_side is None and image.shape[:2] != size:
@@ -102,7 +123,9 @@ def _header_size(file):
     return (width, height) if turned else (height, width)
 
 
-def _decode(data):
+def _decode(data, bit_depth=None):
+    if bit_depth and (deep := _decode_deep(data)) is not None:
+        return np.minimum(deep >> (bit_depth - 8), 255).astype(np.uint8)
     if data[:4] in _HIDES_COLOURS:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.mode in ("L", "P", "RGBA"):
@@ -110,6 +133,12 @@ def _decode(data):
     # cv2.imread fails on non-ASCII paths under Windows, and tells a missing file from a broken one only on stderr.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_deep(data):
+    """(H, W, 3) uint16 RGB of a picture of 16 bits a channel; None of any other."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return None if image is None or image.dtype != np.uint16 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _is_cut_png(data):
