@@ -77,7 +77,7 @@ def classify_stream(classifier, records):
         if not isinstance(record, LabelledImage):
             return ValueError(f"a picture must be a LabelledImage, not a {type(record).__name__}")
         try:
-            return resize_image(load_picture(record), (side, side))
+            return resize_image(load_picture(record, classifier.config.data.bit_depth), (side, side))
         except ValueError as error:
             return error
 

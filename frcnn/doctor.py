@@ -11,7 +11,7 @@ import numpy as np
 
 from frcnn.data.anchor_recall import Settings, propose_settings, resize_boxes
 from frcnn.data.duplicates import fingerprint, group_duplicates
-from frcnn.data.images import SUFFIXES, exif_orientation
+from frcnn.data.images import SUFFIXES, brightest_value, exif_orientation
 from frcnn.data.readers import Problem, find_format, read_records, require_boxes, split_names
 from frcnn.data.readers.voc_folders import describe_layout
 from frcnn.data.threads import map_in_threads
@@ -21,6 +21,8 @@ _MOST_COMPARED = 2000  # boxes of a picture, with each other
 _FEW_BOXES = 20  # of a class
 _RARE = 0.1  # a name with so small a share of another's boxes may be a mistyped one
 _LONG_NAME = 4  # letters; shorter names often differ by one
+_DARK_BITS = 14  # of 16 in use, at most: read as they are stored, such pictures are dark
+_MOST_DECODED = 50  # pictures of 16 bits a channel, without `full`
 _MET = 0.9  # share of a class's boxes that some anchor should overlap by 0.5
 
 
@@ -85,6 +87,7 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
     problems += [problem for record in records + tests for problem in _check_exif(record)]
     problems += [problem for record in records + tests for problem in _check_overlaps(record, class_names)]
     problems += _check_tiny(records, config)
+    problems += _check_bit_depth(records + tests, config.data.bit_depth, None if full else _MOST_DECODED, path)
     if split in (None, "all"):
         problems += _check_unreferenced(records + tests, problems)
     if full:
@@ -98,6 +101,7 @@ def examine(path, config, format="auto", split=None, test=None, full=False, outs
         problems += _check_recall(class_names, settings.recall, path)
     problems.sort(key=lambda problem: (problem.severity, problem.kind))  # "error" is before "warning"
     source = {"path": str(path), "format": format, "split": split, "test": test and str(test), "full": full}
+    source["bit_depth"] = config.data.bit_depth
     source["layout"] = describe_layout(path, records) if format in ("voc", "pascal_voc") else ""
     return Report(source, problems, records, class_names, statistics, settings, better)
 
@@ -140,6 +144,20 @@ def _check_tiny(records, config):
     for row in np.flatnonzero(sides < stride):
         message = f"{_show(*places[row])} is {sides[row]:.1f} px narrow after resizing, less than a cell of {stride} px"
         yield _at_box("tiny-box", *places[row], message)
+
+
+def _check_bit_depth(records, bit_depth, most, path):
+    """Pictures of 16 bits a channel of which few are used: cut to 8 bits as they are stored, they are nearly black."""
+    step = 1 if most is None else max(1, len(records) // most)
+    values = [value for record in records[::step] if (value := brightest_value(record.path)) is not None]
+    bits = max(9, max(values, default=0).bit_length())
+    if not values or (bits > _DARK_BITS if bit_depth is None else bits == bit_depth):
+        return
+    what = f"pictures of 16 bits a channel use {bits} of them (values up to {max(values)})"
+    if bit_depth is None:
+        yield Problem("bit-depth", "warning", str(path), None, f"{what}: they are read nearly black")
+    else:
+        yield Problem("bit-depth", "warning", str(path), None, f"{what}, data.bit_depth says {bit_depth}")
 
 
 def _at_box(kind, record, index, message):

@@ -18,6 +18,7 @@ CURES = {
     "anchors-miss": "take the better settings below, if any are found, or a larger data.im_size",
     "bad-encoding": "save the file as UTF-8",
     "bad-number": "write a plain number, such as 12 or 12.5",
+    "bit-depth": "set data.bit_depth to that number, in doctor, train and detect alike (a run folder keeps it)",
     "broken-entry": "mend the entry, or delete it",
     "broken-json": "export the annotations anew, or mend the line",
     "broken-xml": "export the annotation anew, or delete the file",
@@ -220,7 +221,7 @@ def to_html(report):
     sound = [record for record in report.records if record.path not in about]
     sample = sound[:: max(1, len(sound) // _SAMPLE)][:_SAMPLE]
     for title, records in (("Pictures with a problem", troubled), ("Pictures without", sample)):
-        figures = "".join(_figure(record, report.class_names, about[record.path]) for record in records)
+        figures = "".join(_figure(record, report, about[record.path]) for record in records)
         parts.append(f"<h2>{title}</h2>{figures}" * bool(records))
     return page("frcnn doctor", parts)
 
@@ -240,10 +241,10 @@ def _problems_by_picture(report):
     return about
 
 
-def _figure(record, class_names, kinds):
+def _figure(record, report, kinds):
     try:
-        small = shrink(read_image(record.path))
+        small = shrink(read_image(record.path, report.source["bit_depth"]))
     except ValueError as error:
         return missing_figure(error)
-    drawn = draw_on(small, record.size, record.boxes, record.labels, class_names)
+    drawn = draw_on(small, record.size, record.boxes, record.labels, report.class_names)
     return figure(drawn, f"{record.path} {', '.join(sorted(set(kinds)))}")

@@ -104,7 +104,7 @@ def detect_folder(detector, names, output, settings, done=()):
     """
     places = _places(names, output)
     waiting = [path for path in names if path not in done]
-    finish = partial(_finish, places, output, settings)
+    finish = partial(_finish, places, output, settings | {"bit_depth": detector.config.data.bit_depth})
     data, batch_size = detector.config.data, detector.config.detect.batch_size
     whole, entries = 0, []
     with open(output / JOURNAL, "a", encoding="ascii") as journal:
@@ -226,7 +226,7 @@ def _finish(places, output, settings, item):
     try:
         if isinstance(found, Exception):
             raise found
-        image = read_image(path) if settings["pictures"] or settings["crops"] else None
+        image = read_image(path, settings["bit_depth"]) if settings["pictures"] or settings["crops"] else None
     except ValueError as error:
         return {"path": path, "error": str(error)}
     found = found if settings["classes"] is None else found.of_classes(settings["classes"])

@@ -200,7 +200,7 @@ def _prepare(image, data):
     try:
         is_path = isinstance(image, str | os.PathLike)
         path = str(image) if is_path else ""
-        pixels = read_image(path) if is_path else _checked_array(image)
+        pixels = read_image(path, data.bit_depth) if is_path else _checked_array(image)
     except ValueError as error:
         return error
     size = pixels.shape[:2]

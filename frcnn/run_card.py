@@ -108,7 +108,8 @@ class RunCard(keras.callbacks.Callback):
     def _figure(self, record, found):
         try:  # read once: what the picture becomes later does not matter
             small = self._small.get(record.path)
-            small = self._small[record.path] = shrink(read_image(record.path)) if small is None else small
+            if small is None:
+                small = self._small[record.path] = shrink(read_image(record.path, self.model.config.data.bit_depth))
         except ValueError as error:
             return missing_figure(error)
         sure, best = found.above(DRAWN_SCORE), f", best {found.scores.max():.2f}" if len(found) else ""

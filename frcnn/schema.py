@@ -22,6 +22,9 @@ class DataConfig(_Section):
         600, "shorter side of the resized picture, of a classifier's both, pixels (Ren et al. 2015)", ge=28
     )
     max_size: int = _field(1000, "limit of the longer side, pixels (Ren et al. 2015)", ge=28)
+    bit_depth: int | None = _field(
+        None, "bits in use of pictures of 16 bits a channel, such as 12 of some cameras; null: all 16", ge=9, le=16
+    )
     val_fraction: float = _field(0.1, "share of the pictures held out when no validation file is given", ge=0, lt=1)
     horizontal_flip: bool = _field(True, "mirror left-right with probability 0.5")
     vertical_flip: bool = _field(False, "mirror top-bottom with probability 0.5")

@@ -236,6 +236,21 @@ def test_a_set_without_a_usable_picture_is_reported(annotations, tmp_path, capsy
     assert "error no-boxes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("bits", "bit_depth", "message"),
+    [(12, "null", "use 12 of them (values up to 4095): they are read"), (12, 10, "bit_depth says 10"), (12, 12, None)]
+    + [(16, "null", None), (15, "null", None)],
+)
+def test_pictures_that_come_out_black_are_said(annotations, bits, bit_depth, message):
+    path = annotations()
+    deep = np.full((120, 160), 2**bits - 1, np.uint16)
+    (path.parent / "1.png").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    report = examine(path, load_config(None, [f"data.bit_depth={bit_depth}"]))
+    found = [problem.message for problem in report.problems if problem.kind == "bit-depth"]
+    assert len(found) == (message is not None) and all(message in text for text in found)
+    assert "frcnn doctor" in to_html(report)
+
+
 def test_anchors_that_are_good_enough_are_kept(annotations, capsys, tmp_path):
     recipe = ["model.anchor_sizes=[16]", "model.anchor_ratios=[1]", "data.im_size=120", "data.max_size=160"]
     place = tmp_path / "good.txt"

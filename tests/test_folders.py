@@ -76,6 +76,19 @@ def test_a_run_writes_everything(names, output, tmp_path):
         assert detections.size == (40 + index, 60)
 
 
+def test_pictures_of_16_bits_are_scaled_in_detection_and_in_what_is_drawn(tmp_path, output):
+    path = tmp_path / "deep.png"
+    path.write_bytes(cv2.imencode(".png", np.full((40, 60), 2048, np.uint16))[1].tobytes())
+    scores = {}
+    for bit_depth, grey in ((None, 8), (12, 128)):
+        name, place = f"{bit_depth}.png", output / str(bit_depth)
+        detector = fake_detector(*([f"data.bit_depth={bit_depth}"] if bit_depth else []))
+        run({str(path): name}, place, detector=detector)
+        scores[grey] = json.loads((place / "detections.json").read_text())[0]["bbox"]
+        assert (cv2.imread(str(place / "pictures" / name)) == grey).all(axis=2).any()
+    assert scores[8] != scores[128]  # they tell the brightness
+
+
 def test_the_journal_holds_every_number_exactly(names, output):
     from frcnn.inference import detect_stream
 
@@ -293,7 +306,7 @@ def test_a_file_name_that_is_no_text(output, draw_picture, tmp_path):
 def test_a_picture_that_vanishes_before_it_is_drawn_is_broken(names, output, monkeypatch):
     from frcnn import folders
 
-    def vanished(path):
+    def vanished(path, bit_depth):
         raise ValueError(f"{path}: cannot read the picture (No such file or directory)")
 
     monkeypatch.setattr(folders, "read_image", vanished)

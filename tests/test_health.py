@@ -120,7 +120,7 @@ def records_of(*boxes, size=(64, 128)):
 
 def test_what_is_seen_by_hand(monkeypatch):
     """Three pictures in batches of two, twice as large as the network sees them; the last batch ends in a copy."""
-    monkeypatch.setattr("frcnn.inference.read_image", lambda path: np.zeros((64, 128, 3), np.uint8))
+    monkeypatch.setattr("frcnn.inference.read_image", lambda *_: np.zeros((64, 128, 3), np.uint8))
     records = records_of([[0, 0, 40, 40], [60, 0, 120, 60]], [[0, 0, 20, 20]], [])
     records[1] = ImageRecord("1.png", (64, 128), [[0, 0, 20, 20], [80, 0, 100, 20]], [0, 1], [0, 1])  # a difficult one
     # In the network's pixels the boxes are (0, 0, 20, 20), (30, 0, 60, 30), (0, 0, 10, 10).

@@ -144,7 +144,7 @@ def test_files_stay_short(path):
 def test_config_and_dependencies_stay_few():
     fields = sum(len(section.annotation.model_fields) for section in Config.model_fields.values())
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert fields <= 58
+    assert fields <= 59
     assert len(dependencies) <= 11
 
 

@@ -402,7 +402,7 @@ def test_a_picture_that_has_gone_is_named(tmp_path, gives_back):
 def test_patience_ends_a_run_even_while_pictures_are_slow_to_read(tmp_path, monkeypatch, gives_back):
     """A learning rate that changes nothing: no epoch beats the first. The generator is busy when the run ends."""
 
-    def slowly(path):
+    def slowly(path, bit_depth):
         time.sleep(0.2)
         return read_image(path)
 

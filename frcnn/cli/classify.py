@@ -241,7 +241,7 @@ def predict(arguments):
     rows = _rows(classifier, records, names, shown, broken)
     write_csv(output / "predictions.csv", ["file", "class", "probability", *classifier.class_names], rows)
     if shown:
-        write_image(output / "contact_sheet.png", _contact_sheet(shown))
+        write_image(output / "contact_sheet.png", _contact_sheet(shown, classifier.config.data.bit_depth))
     print(f"written to {output}: predictions.csv{', contact_sheet.png' if shown else ''}")
     broken += unlisted.values()
     say_skipped("classify", broken)
@@ -261,12 +261,12 @@ def _rows(classifier, records, names, shown, broken):
         yield names[record.path], name, *(f"{value:.5f}" for value in (found[best], *found))
 
 
-def _contact_sheet(shown):
+def _contact_sheet(shown, bit_depth):
     from frcnn.data.batches import load_picture
     from frcnn.visualize import contact_sheet
 
     records, captions = zip(*shown)
-    return contact_sheet([load_picture(record) for record in records], captions, side=96)
+    return contact_sheet([load_picture(record, bit_depth) for record in records], captions, side=96)
 
 
 def _timed(classifier, records):

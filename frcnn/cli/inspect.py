@@ -156,7 +156,7 @@ def _show_anchors(arguments):
     from frcnn.visualize import draw_anchors
 
     size = resized_size(*record.size, config.data.im_size, config.data.max_size)
-    image, boxes = scale(read_image(record.path), record.boxes, size)
+    image, boxes = scale(read_image(record.path, config.data.bit_depth), record.boxes, size)
     levels, ratios = _levels(config, arguments.stride), config.model.anchor_ratios
     anchors, kinds, middle = _lay_out(levels, ratios, padded_size(size), adapt=arguments.stride is None)
     matches, iou = _match(anchors, boxes, config.rpn), np.asarray(box_iou(boxes, anchors))

@@ -170,9 +170,12 @@ def make_batch(records, config, seed, epoch, step, *, batch_size=None, augment=T
     return {**_pad(pictures), "sampling_seeds": sampling_seeds}
 
 
-def load_picture(record):
-    """The picture of a `LabelledImage` as (H, W, 3) uint8 RGB; ValueError, naming the file, if it cannot be read."""
-    return read_image(record.path) if record.pixels is None else as_rgb(record.pixels)
+def load_picture(record, bit_depth=None):
+    """The picture of a `LabelledImage` as (H, W, 3) uint8 RGB; ValueError, naming the file, if it cannot be read.
+
+    `bit_depth`: as in `read_image`.
+    """
+    return read_image(record.path, bit_depth) if record.pixels is None else as_rgb(record.pixels)
 
 
 def make_labelled_batch(records, config, seed, epoch, step, *, augment=True, shuffle=True, plan=None):
@@ -196,7 +199,7 @@ def make_labelled_batch(records, config, seed, epoch, step, *, augment=True, shu
     (other,) = generator.spawn(1)  # as in `make_batch`
     images = []
     for index in indices:
-        image, draws = load_picture(records[index]), other.random(5) if augment else None
+        image, draws = load_picture(records[index], config.data.bit_depth), other.random(5) if augment else None
         image, *_ = _crop(image, _NO_BOXES, config.data, draws)
         image = resize_image(image, (config.data.im_size, config.data.im_size))  # whatever the proportions were
         if augment:
@@ -262,7 +265,7 @@ def _draw_for_batch(data, generator):
 
 def _load_picture(record, data, factor, draws):
     """The picture, its boxes and their labels; cropped by `draws`, if there are."""
-    image, boxes, labels = read_image(record.path), record.boxes, record.labels
+    image, boxes, labels = read_image(record.path, data.bit_depth), record.boxes, record.labels
     if image.shape[:2] != record.size:
         raise ValueError(
             f"{record.path}: the picture is {image.shape[0]} high and {image.shape[1]} wide, its annotation says "

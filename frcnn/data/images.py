@@ -38,6 +38,7 @@ _MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535
 _TIFF = {b"II*\0": "<", b"MM\0*": ">"}  # and its byte order, as `struct` writes it
 _HIDES_COLOURS = (b"GIF8", *_TIFF)
 _PNG = b"\x89PNG\r\n\x1a\n"
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _MOST_BYTES = 2**31 - 1  # OpenCV counts them in an int
 _NO_PICTURE = "not a picture, or of a kind that is not read, such as floating-point TIFF"
 
@@ -80,16 +81,35 @@ def exif_orientation(path):
         return _valid_orientation(_orientation_entry(file if picture.format == "TIFF" else _exif_file(block)))
 
 
-def read_image(path):
+def read_image(path, bit_depth=None):
     """Decode a picture file to (H, W, 3) uint8 RGB: EXIF rotation applied, alpha dropped, 16 bits cut to 8.
 
-    Of several pictures in a file (GIF, TIFF, WebP) the first is taken.
+    Of several pictures in a file (GIF, TIFF, WebP) the first is taken. `bit_depth`: how many of 16 bits a channel are
+    used, 9 to 16; None: all.
 
     Raises:
         ValueError: the file is missing, not a file, not a picture, truncated, of 32 bits a channel, of another size
             than its header says, or has more pixels than Pillow trusts; names it.
     """
-    return decode_image(read_picture_bytes(path), path)
+    return decode_image(read_picture_bytes(path), path, bit_depth=bit_depth)
+
+
+def brightest_value(path):
+    """The value of 16 bits that 999 of 1,000 in a picture do not pass, so that a few hot pixels do not count.
+
+    Returns:
+        int; None of a picture of fewer bits, told by its header, or of one that cannot be read.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, cv2.error, Image.DecompressionBombError):
+        with open_regular(path) as file, Image.open(file) as picture:
+            file.seek(0)
+            tags = getattr(picture, "tag_v2", {})
+            bits = file.read(25)[24] if picture.format == "PNG" else np.max(tags.get(_BITS_PER_SAMPLE, 0))
+        if bits == 16:
+            data = read_picture_bytes(path)
+            pixels = None if _is_cut_png(data) else _decode_deep(data)
+            return None if pixels is None else int(np.quantile(pixels, 0.999, method="lower"))
+    return None
 
 
 def read_picture_bytes(path):
@@ -105,7 +125,7 @@ def read_picture_bytes(path):
     return data
 
 
-def decode_image(data, path, grey_side=None):
+def decode_image(data, path, grey_side=None, bit_depth=None):
     """Decode the bytes of a picture file; the size that they declare is looked at first.
 
     Args:
@@ -113,6 +133,7 @@ def decode_image(data, path, grey_side=None):
         path: the file, for the message.
         grey_side: None, or decode for comparison: grey, and a JPEG not larger than needed for sides of this length,
             which is several times faster.
+        bit_depth: as in `read_image`; without grey_side.
 
     Returns:
         (H, W, 3) uint8 RGB as `read_image`; with grey_side (H, W) uint8.
@@ -125,7 +146,7 @@ def decode_image(data, path, grey_side=None):
         file = _mended(io.BytesIO(data))
         size, data = _header_size(file), file.getvalue()
         if not _is_cut_png(data):
-            image = _decode(data) if grey_side is None else _decode_grey(data, min(size) // grey_side)
+            image = _decode(data, bit_depth) if grey_side is None else _decode_grey(data, min(size) // grey_side)
     if image is None:
         raise ValueError(f"{path}: cannot decode the picture ({len(data)} bytes; truncated, or {_NO_PICTURE})")
     if grey_side is None and image.shape[:2] != size:
@@ -141,7 +162,9 @@ def _header_size(file):
     return (width, height) if turned else (height, width)
 
 
-def _decode(data):
+def _decode(data, bit_depth=None):
+    if bit_depth and (deep := _decode_deep(data)) is not None:
+        return np.minimum(deep >> (bit_depth - 8), 255).astype(np.uint8)
     if data[:4] in _HIDES_COLOURS:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.mode in ("L", "P", "RGBA"):
@@ -174,6 +197,12 @@ def _open(file):
 @functools.cache
 def _learn_heic():
     importlib.import_module(_HEIC_PLUGIN).register_heif_opener()
+
+
+def _decode_deep(data):
+    """(H, W, 3) uint16 RGB of a picture of 16 bits a channel; None of any other."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return None if image is None or image.dtype != np.uint16 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _is_cut_png(data):

@@ -1,5 +1,6 @@
 import gc
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -345,6 +346,16 @@ def test_colour_jitter_changes_colours_only(records):
     coloured = make_batch(records, config(horizontal_flip=False, colour_jitter=0.5), 0, 0, 0, plan=plan)
     assert (plain.pop("images") != coloured.pop("images")).any()
     assert_same_batch(plain, coloured)
+
+
+def test_pictures_of_16_bits_are_scaled_by_the_bits_in_use(tmp_path):
+    path = str(tmp_path / "deep.png")
+    Path(path).write_bytes(cv2.imencode(".png", np.full((32, 32), 2048, np.uint16))[1].tobytes())
+    for bit_depth, grey in ((None, 8), (12, 128)):
+        settings = config(1, im_size=32, max_size=32, bit_depth=bit_depth)
+        batch = make_batch([ImageRecord(path, (32, 32), [], [])], settings, 0, 0, 0, augment=False)
+        images, _ = make_labelled_batch([LabelledImage(path, 0)], settings, 0, 0, 0, augment=False)
+        assert (batch["images"] == grey).all() and (images == grey).all()
 
 
 def test_a_picture_that_changed_since_it_was_annotated_is_an_error(records):

@@ -20,6 +20,7 @@ from frcnn.data import images
 from frcnn.data.images import (
     SUFFIXES,
     as_rgb,
+    brightest_value,
     decode_image,
     exif_orientation,
     find_pictures,
@@ -116,6 +117,25 @@ def test_16_bits_are_cut_to_8(tmp_path, suffix, channels):
     (tmp_path / f"deep.{suffix}").write_bytes(cv2.imencode(f".{suffix}", deep)[1].tobytes())
     expected = np.uint8((deep[..., 2::-1] if channels > 1 else deep.repeat(3, axis=2)) >> 8)
     assert_is_read_as(tmp_path / f"deep.{suffix}", expected, tolerance=int(suffix == "tif" and channels == 3))
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 1), ("png", 4), ("tif", 1), ("tif", 3), ("tif", 4)])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_of_16_bits_those_in_use_become_8(tmp_path, suffix, channels, bits):
+    deep = np.random.default_rng(0).integers(0, 2**bits, (40, 60, channels), dtype=np.uint16)
+    deep[0, :2] = [[2**bits - 1], [2**16 - 1]]  # brighter than the bits allow: white
+    path = tmp_path / f"deep.{suffix}"
+    path.write_bytes(cv2.imencode(f".{suffix}", deep)[1].tobytes())
+    expected = deep[..., 2::-1] if channels > 1 else deep.repeat(3, axis=2)
+    np.testing.assert_array_equal(read_image(path, bits), np.minimum(expected // 2 ** (bits - 8), 255))
+    assert brightest_value(path) == pytest.approx(2**bits, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.gif"])
+def test_pictures_of_8_bits_have_no_bit_depth(tmp_path, name):
+    path = save(tmp_path / name)
+    np.testing.assert_array_equal(read_image(path, 12), read_image(path))
+    assert brightest_value(path) is brightest_value(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])

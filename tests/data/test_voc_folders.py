@@ -65,6 +65,8 @@ def test_the_picture_of_an_xml_file_is_found(folder, pictures, annotations, expe
     [
         (["cam1/a.png", "cam2/a.png", "cam2/b.png"], ["cam1/a", "cam1/b", "cam2/a"], "cam1 has no b.png and no b.*"),
         (["img/cam1/a.png", "img/cam2/b.png"], ["xml/cam1/a", "xml/cam1/b"], "img/cam1 has no b.png and no b.*"),
+        (["cam2/a.png", "cam2/b.png"], ["cam1/b", "cam2/a"], "cam1 has no b.png and no b.*"),
+        (["JPEGImages/a.png", "JPEGImages/cam1/b.png"], ["Annotations/cam1/a"], "JPEGImages/cam1 has no a.png"),
         (["valid/a.png"], ["train/a"], "train has no a.png and no a.*"),
         (["left/a.png", "right/a.png"], ["xml/a"], "could both be the picture of xml/a.xml"),
         (["JPEGImages/cam2/a.png", "JPEGImages/cam1/b.png"], ["Annotations/cam1/a"], "JPEGImages/cam1 has no a.png"),
