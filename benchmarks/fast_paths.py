@@ -1,4 +1,4 @@
-"""What each TensorFlow fast path of frcnn/backend.py gains over its portable twin: `python -m benchmarks.fast_paths`.
+"""What each TensorFlow fast path of frcnn/backend gains over its portable twin: `python -m benchmarks.fast_paths`.
 
 Both forms run in one process, taking turns, compiled as in training; a row gives their median times and the ratio.
 """

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from frcnn import backend
+from frcnn.backend import convolution
 from frcnn.ops import winograd
 from tests.oracles.tensors import array, gradient, tensor
 
@@ -42,8 +43,8 @@ def calls_of_winograd(monkeypatch):
 def test_a_convolution_and_its_gradients_are_kerass_own(monkeypatch, size, shape, is_by_tiles):
     """Gradients of a weighted sum, so that no place or channel stands for another."""
     if is_by_tiles:
-        monkeypatch.setattr(backend, "_WIDE", 0)
-        monkeypatch.setattr(backend, "_MANY_TILES", 0)
+        monkeypatch.setattr(convolution, "_WIDE", 0)
+        monkeypatch.setattr(convolution, "_MANY_TILES", 0)
     x, kernel = tensor(noise(*shape)), tensor(noise(size, size, shape[-1], 5, seed=1))
     weights = tensor(noise(*shape[:-1], 5, seed=2))
 
@@ -100,7 +101,7 @@ def test_convolutions_of_maps_of_unknown_size_are_traced_once(monkeypatch):
     import tensorflow as tf
 
     calls = calls_of_winograd(monkeypatch)
-    backend._traced_once.cache_clear()
+    convolution._traced_once.cache_clear()
     kernels = [tensor(noise(3, 3, 256, 256, seed=seed)) for seed in range(3)]
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 256))])
@@ -129,7 +130,7 @@ def test_a_bfloat16_kernels_gradient_by_tiles_is_that_of_float32_rounded(monkeyp
         return array(keras.ops.cast(tape.gradient(y, kernel, upstream), "float32"))
 
     found = slope(x, kernel, upstream)
-    monkeypatch.setattr(backend, "_MANY_TILES", 1000)
+    monkeypatch.setattr(convolution, "_MANY_TILES", 1000)
     expected = slope(*(keras.ops.cast(one, "float32") for one in (x, kernel, upstream)))
     np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-5 * np.abs(expected).max())
 
@@ -148,7 +149,7 @@ def test_a_convolution_has_its_own_gradient_on_a_processor_only(monkeypatch):
         return any(operation.type == "Conv2DBackpropInput" for operation in graph.get_operations())
 
     assert not has_tensorflows_gradient()
-    monkeypatch.setattr(backend, "_has_gpu", lambda: True)
+    monkeypatch.setattr(convolution, "has_gpu", lambda: True)
     assert has_tensorflows_gradient()
 
 
