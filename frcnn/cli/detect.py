@@ -82,7 +82,7 @@ def run(arguments):
 def say_skipped(command, reasons, file=None):
     """Say on stderr what was left out, the first `MOST_ERRORS` reasons, and where the others are."""
     for reason in list(reasons)[:MOST_ERRORS]:
-        print(f"frcnn {command}: skipped: {printable(reason)}", file=sys.stderr)
+        print(f"frcnn {command}: skipped: {printable(str(reason))}", file=sys.stderr)
     if len(reasons) > MOST_ERRORS:
         print(f"frcnn {command}: ... {len(reasons)} in all{f', see {file}' if file else ''}", file=sys.stderr)
 
