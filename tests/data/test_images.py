@@ -66,6 +66,9 @@ def save(path, mode="RGB", exif=None, **options):
     return path
 
 
+NAMED = ".jpg .jpeg .jpe .jfif .mpo .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .j2k .avif".split()
+
+
 def oriented(orientation):
     exif = Image.Exif()
     exif[274] = orientation
@@ -307,7 +310,7 @@ def test_orientations_are_known(tmp_path, suffix):
     assert exif_orientation(save(tmp_path / f"plain.{suffix}")) == 1
 
 
-@pytest.mark.parametrize("suffix", sorted({*SUFFIXES} - {".heic", ".heif", ".hif"}))
+@pytest.mark.parametrize("suffix", sorted({*SUFFIXES, *NAMED} - {".heic", ".heif", ".hif"}))
 def test_every_suffix_is_read(tmp_path, suffix):
     """By what the suffix stands for: JPEG's own names, pixmaps, JPEG 2000, AVIF."""
     path = tmp_path / f"picture{suffix}"
