@@ -93,7 +93,7 @@ def test_the_journal_holds_every_number_exactly(names, output):
     from frcnn.inference import detect_stream
 
     run(names, output, pictures=False, crops=False)
-    direct = [found for found in detect_stream(fake_detector(), names) if not isinstance(found, Exception)]
+    direct = [found for found in detect_stream(fake_detector(), list(names)) if not isinstance(found, Exception)]
     kept = list(read_detections(output, CLASS_NAMES, names))
     assert len(kept) == len(direct) == 9
     for first, second in zip(kept, direct, strict=True):

@@ -402,8 +402,10 @@ def test_the_command_goes_on_with_a_detector(detector, tmp_path, capsys, monkeyp
         (again / part).write_text(
             (again / part).read_text().replace(f"{os.sep}pictures{os.sep}", f"{os.sep}gone{os.sep}")
         )
-    images = ["--images", str(folder.parent / "pictures")]
-    assert main(["train", "--resume", str(again), *images, "data.workers=2", "train.checkpoint_minutes=5"]) == 0
+    images = ["--images", shutil.copytree(folder.parent / "pictures", tmp_path / "moved")]
+    assert (
+        main(["train", "--resume", str(again), *map(str, images), "data.workers=2", "train.checkpoint_minutes=5"]) == 0
+    )
     out = capsys.readouterr().out
     assert f"note: {later} is damaged or only half written: its checksum is wrong; the one before is taken" in out
     assert "resumed at epoch 2, step 2" in out and "2 epochs in " in out

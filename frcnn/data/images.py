@@ -52,7 +52,7 @@ def find_pictures(folder, skip=None, unlisted=None):
     pictures = [path for path in files if path.lower().endswith(SUFFIXES)]
     if left_out := Counter(os.path.splitext(path)[1].lower() for path in files if not path.lower().endswith(SUFFIXES)):
         counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
-        cure = "pip install pillow-heif reads .heic" if set(left_out) & set(_HEIC) else "save them as PNG or JPEG"
+        cure = "pip install pillow-heif for HEIC; else " * bool(set(left_out) & set(_HEIC)) + "save them as PNG or JPEG"
         warnings.warn(f"{folder}: pictures of kinds that are not read are left out: {counts} ({cure})", stacklevel=2)
     return pictures
 
