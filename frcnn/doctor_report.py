@@ -190,7 +190,7 @@ def _is_better(report):
 
 def _how_found(report):
     if not _is_better(report):
-        return "no anchors are found, as many as now, that meet more boxes: keep those of the config"
+        return "no anchors are found, as many as now, that meet more boxes: keep those of the config, or take more"
     before, after = (np.nanmean(settings.recall, axis=0) for settings in (report.settings, _chosen(report)))
     gains = ", ".join(f"by {iou} {_percent(a)} -> {_percent(b)}" for iou, a, b in zip(IOUS, before, after))
     how = "k-means of the boxes, then one size or ratio at a time; counted over all boxes"

@@ -134,7 +134,7 @@ def better_anchors(records, config, classes):
     """The anchors that `frcnn doctor` proposes for records, as overrides; config: `frcnn.Config`, classes: K."""
     now, found, chosen = propose_settings(records, config, classes)
     if found[chosen].has_values_of(now):
-        return "pictures cut into parts, or leaving such boxes out (no anchors meet more boxes)"
+        return "more anchors (model.anchor_ratios, C4: model.anchor_sizes), as many as now meet no more boxes"
     return paste(found[chosen])
 
 

@@ -59,10 +59,12 @@ def test_anchors_that_miss_half_of_a_class():
     """Squares of 16 px on the grid points: IoU 1 with their own anchor, 256 / 1024 = 0.25 with one of 32 px."""
     on_grid = [[8, 8, 24, 24], [24, 24, 40, 40]]
     records = [ImageRecord("a.png", (64, 64), [*on_grid, [16, 16, 48, 48]], [0, 0, 1])]
-    config = tiny_config("model.anchor_sizes=[32]", "model.anchor_ratios=[1.0]")
+    config = tiny_config("model.anchor_sizes=[32,64]", "model.anchor_ratios=[1.0]")
     text = uncovered(records, config, CLASS_NAMES)
     assert "'tall' 0.25, below rpn.negative_iou 0.3" in text and "'wide'" not in text
     assert "Try model.anchor_sizes=[" in text
+    config = tiny_config("model.anchor_sizes=[32]", "model.anchor_ratios=[1.0]")  # one size for both meets none better
+    assert "Try more anchors" in uncovered(records, config, CLASS_NAMES)
     assert uncovered(records, tiny_config("model.anchor_sizes=[16,32]", "model.anchor_ratios=[1.0]"), CLASS_NAMES) == ""
 
 
