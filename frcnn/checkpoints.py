@@ -168,13 +168,18 @@ def is_finished(rows, monitor, settings):
     return len(rows) >= settings.epochs or bool(out_of_patience)
 
 
-def fingerprint(records):
-    """SHA-256 in hex digits of what is trained on: names, sizes, boxes, labels; of pictures in arrays the pixels."""
+def fingerprint(records, with_folders=False):
+    """SHA-256 in hex digits of what is trained on: names, sizes, boxes, labels; of pictures in arrays the pixels.
+
+    Args:
+        records: list of ImageRecord or LabelledImage.
+        with_folders: as in older checkpoints: a run whose pictures were moved could not go on.
+    """
     digest = hashlib.sha256()
     for record in records:
         values = [getattr(record, name, None) for name in ("size", "boxes", "labels", "pixels")]
-        # Not the folder: a run goes on where its pictures were moved.
-        for value in (os.path.basename(record.path).casefold(), *values):
+        name = os.path.abspath(record.path) if with_folders else os.path.basename(record.path).casefold()
+        for value in (name, *values):
             digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
             digest.update(b"\n")
     return digest.hexdigest()

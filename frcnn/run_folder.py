@@ -42,7 +42,7 @@ class RunFolder(keras.callbacks.Callback):
             output: the run folder, a Path.
             model: the compiled training model.
             steps: in an epoch.
-            data: `frcnn.checkpoints.fingerprint` of the records.
+            data: list of the `frcnn.checkpoints.fingerprint`s that a checkpoint may have, its own first.
             describe: function that writes the files which describe the run.
             monitor: what decides which weights are the best, see `best_epoch`.
             validated: whether a validation follows each epoch.
@@ -71,7 +71,7 @@ class RunFolder(keras.callbacks.Callback):
         if saved is None:
             return self.describe()
         arrays, header = saved
-        if header["data"] != self.data:
+        if header["data"] not in self.data:
             raise ValueError(
                 f"{self.output} was trained on other pictures, sizes or boxes than its train.txt and validation.txt "
                 "give now: put these files and their pictures back as they were, or start another run"
@@ -172,7 +172,7 @@ class RunFolder(keras.callbacks.Callback):
         for name, variables in _variables(self.model).items():
             arrays |= {f"{name}/{index}": _array(variable) for index, variable in enumerate(variables)}
         header = {"epoch": self.epoch, "step": self.step, "rows": self.rows, "monitor": self.monitor}
-        header |= {"class_names": list(self._trained.class_names), "data": self.data, "versions": versions()}
+        header |= {"class_names": list(self._trained.class_names), "data": self.data[0], "versions": versions()}
         header |= {"deterministic": getattr(self._trained, "deterministic", False)}
         write_checkpoint(self.output, arrays, {**header, "config": self._trained.config.model_dump(mode="json")})
 

@@ -168,7 +168,8 @@ def fit_model(
         keras.callbacks.History.
     """
     steps, epochs = _steps_in_an_epoch(model.config, records), model.config.train.epochs
-    settings |= {"data": fingerprint([*records, *validation]), "monitor": monitor, "validated": bool(validation)}
+    data = [fingerprint([*records, *validation], with_folders) for with_folders in (False, True)]
+    settings |= {"data": data, "monitor": monitor, "validated": bool(validation)}
     run = RunFolder(output, model, steps, **settings)
     card = RunCard(output, model, records, validation, steps, found, monitor)
     with lock_run(output):

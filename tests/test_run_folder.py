@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.kill_resume import compare
 from frcnn import build_classifier, checkpoints
-from frcnn.checkpoints import checkpoint_files, lock_run, newest_checkpoint, read_checkpoint
+from frcnn.checkpoints import checkpoint_files, fingerprint, lock_run, newest_checkpoint, read_checkpoint
 from frcnn.classification import train_classifier
 from frcnn.cli import main
 from frcnn.config import load_run_config
@@ -176,6 +176,17 @@ def test_a_checkpoint_holds_what_changes_in_training(run):
     assert header["versions"]["keras"] == keras.__version__ and header["class_names"] == list(SHAPES)
     groups = {name.partition("/")[0] for name in arrays}
     assert groups == {"losses", "weights", "optimizer", "metrics"}
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(run, tmp_path):
+    """Its fingerprint knows the folders of the pictures, and it does not count steps that were skipped."""
+    again = copy_until(run[0], tmp_path / "again", 1, 2)
+    arrays, header, _ = newest_checkpoint(again)
+    names = sorted(name for name in arrays if name.startswith("metrics/"))
+    arrays = {name: array for name, array in arrays.items() if name != names[-1]}
+    header["data"] = fingerprint([*shape_records(16), *shape_records(5, 100)], with_folders=True)
+    found = train_shapes(again, saved=(arrays, header))
+    assert found.history["loss"][0] == run[1]["loss"][0] and np.isfinite(found.history["loss"]).all()
 
 
 def test_other_pictures_are_refused(run, tmp_path):
