@@ -233,6 +233,7 @@ class Conv2D(keras.layers.Conv2D):
     """Keras's own, whose gradients are those of `backend.convolve`; for square kernels and strides."""
 
     def convolution_op(self, inputs, kernel):
+        kernel = ops.cast(kernel, inputs.dtype)  # a variable is no tensor to a gradient of our own
         return backend.convolve(inputs, kernel, self.strides[0], self.padding)
 
 
