@@ -47,7 +47,7 @@ class Stop:
 def stopping(say, hint):
     """Let SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed) end what runs inside; gives a `Stop`.
 
-    It must be the main thread's. What the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
+    It must be the main thread's. SIGHUP stays ignored in a process that was started so, as `nohup` does.
 
     A thread of its own sees each signal at once, also while the main thread is busy in a backend. At the second one, or
     `GRACE` seconds after the first, it ends the process on the spot.
@@ -61,8 +61,9 @@ def stopping(say, hint):
     writer.setblocking(False)
     old_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    old = {number: signal.signal(number, stop.handle) for number in heeded}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
+    old = {number: signal.signal(number, stop.handle) for number in numbers}
     watch = threading.Thread(target=_watch, args=(reader, say, hint), name="frcnn-signals", daemon=True)
     watch.start()
     try:

@@ -193,7 +193,7 @@ class Malicious:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("truncated.pth", "damaged or cut off"),
+        ("truncated.pth", "damaged, or not weights"),
         ("malicious.pth", "no state dict of tensors, or damaged"),
         ("mobile.npz", "none of its 1 names (backbone.body.0.0.weight) is of a ResNet"),
         (

@@ -35,6 +35,14 @@ print("done")
 """
 
 
+@pytest.fixture(autouse=True)
+def hangup_is_not_ignored():
+    """As it is where the tests themselves run under `nohup`."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)
+
+
 def run(*signals, awaited=True, steps=3, seconds=0.5):
     """Exit status, the lines printed, seconds after the first signal."""
     program = PROGRAM.format(awaited=awaited, steps=steps, seconds=seconds)
@@ -57,8 +65,8 @@ def test_a_step_is_finished_and_saved(number, status, word):
     assert (found, lines) == (status, ["stopping; once more stops at once", "step", f"saved {word}"])
 
 
-def test_what_the_process_was_told_to_ignore_stays_ignored():
-    """As under nohup, or in a shell's background."""
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As under nohup."""
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         status, lines, _ = run(signal.SIGHUP, seconds=0.1)
@@ -103,9 +111,10 @@ def test_a_signal_that_ends_the_block_leaves_the_handlers_as_they_were():
 
 
 WINDOWS = """
-import os, select, signal, socket, sys, warnings
+import os, select, signal, socket, sys, types, warnings
 for module in ("fcntl", "resource", "termios", "pwd"):
     sys.modules[module] = None  # importing it fails
+sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=lambda *_: None)
 for name in ("set_blocking", "sysconf", "sched_getaffinity", "O_NONBLOCK", "fork", "getuid"):
     delattr(os, name)
 del signal.SIGKILL, signal.SIGHUP
