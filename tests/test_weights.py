@@ -301,7 +301,7 @@ def test_the_tutorials_network_as_a_classifier_of_ours(tmp_path):
         assert (found.kind, found.depth, found.conventions, found.norm) == ("tutorial", 50, "tutorial", "frozen")
         assert_same_tensors(found, describe(tmp_path / "x.h5"))
     settings = ["model.conventions=tutorial", "data.im_size=64", "train.precision=float32", "train.seed=1"]
-    model = build_classifier(load_config(None, settings), "abcdef")
+    model = build_classifier(load_config(None, settings), list("abcdef"))
     report = load_weights(model, tmp_path / "x.h5")
     assert (len(report.loaded), report.missing, report.unexpected) == (320, (), ())
     # Before the last pooling both have 2x2 cells: one average of them all.
