@@ -54,6 +54,7 @@ def pairs(path, **options):
         (["a_jpg.rf.12.png"], ["a_jpg.rf.12:a.jpg"], "a_jpg.rf.12.png"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:. pictures? without an XML file:UserWarning")
 def test_the_picture_of_an_xml_file_is_found(folder, pictures, annotations, expected):
     expected = pictures if expected is None else expected.split()
     names = [name.partition(":")[0] for name in annotations]

@@ -50,6 +50,7 @@ def test_names_may_be_a_mapping_in_any_order_and_stay_what_they_are(yolo):
     assert records[0].labels.tolist() == [2]
 
 
+@pytest.mark.filterwarnings("ignore:. pictures? in a folder without any label file:UserWarning")
 def test_train_val_and_test_are_the_splits(yolo, tmp_path):
     yaml = "train: images/train\nval:\n  - images/val\n  - more.txt\ntest:\nnames: [cat]\n"
     path = yolo({"val/c.txt": "0 .5 .5 .5 .5"}, yaml, ("train/a.png", "val/c.png", "other/d.png"))
@@ -281,3 +282,10 @@ def test_format_auto_tells_all_four_apart(yolo, tmp_path):
     for name in ("Annotations", "JPEGImages"):
         (path / name).mkdir()
     assert find_format(path) == "voc"
+
+
+def test_pictures_of_a_folder_that_lost_its_labels_are_counted(yolo):
+    yaml = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
+    path = yolo({"train/a.txt": "0 .5 .5 .2 .2"}, yaml, ("train/a.png", "train/b.png", "val/c.png"))
+    with pytest.warns(UserWarning, match="^1 picture in a folder without any label file, taken for background"):
+        assert len(read_records(path, "yolo", split="all")[0]) == 3

@@ -190,9 +190,9 @@ def _by_folder(files):
 
 
 def unannotated(tree, used):
-    """The pictures in the folders of the used ones for which no XML file is; `used`: set of paths."""
+    """The pictures for which no XML file is, in all folders; `used`: set of paths."""
     stems = {file.stem for file in tree.files.values()}
-    for folder in sorted({os.path.dirname(place) for place in used}):
+    for folder in sorted(tree.names):
         for name in sorted(tree.names.get(folder, ())):
             place = os.path.join(folder, name)
             if name.lower().endswith(SUFFIXES) and place not in used and os.path.splitext(name)[0] not in stems:

@@ -237,6 +237,11 @@ def _read_labels(pictures, names, points, folder, errors):
             box = _read_row(text.split(), names, points, line, errors)
             if box:
                 rows.append((*box, index, line))
+    with_labels = {os.path.dirname(picture) for picture in files}
+    lines = [line for picture, (line, _) in pictures.items() if os.path.dirname(picture) not in with_labels]
+    if files:  # else there is no box at all, which is said
+        text = "in a folder without any label file, taken for background"
+        errors.note(lines, "missing-annotation", text, what="picture")
     _note_unused(folders, folder, errors)
     table = pd.DataFrame(rows, columns=[*COORDINATES, "class_name", "picture", "line"])
     return table.astype({"picture": np.int64, "line": np.int64}).assign(difficult=False)
