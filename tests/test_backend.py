@@ -370,7 +370,7 @@ def gradients_of(function, *watched):
     ],
 )
 def test_a_convolution_of_unknown_size_keeps_rank_and_channels(dtype, size, channels, filters, settings):
-    """Where they were lost, oneDNN's layout pass aborted the process."""
+    """What loses them may abort the process in a pass of oneDNN's over the graph."""
     import tensorflow as tf
 
     specs = tf.TensorSpec((None, None, None, channels), dtype), tf.TensorSpec((size, size, channels, filters), dtype)

@@ -12,7 +12,7 @@ import keras
 
 from frcnn import backend
 from frcnn.models.fpn import fpn_parts
-from frcnn.models.guarded import GuardedModel, spread
+from frcnn.models.guarded import GuardedModel, nan_gradients_unless_finite
 from frcnn.models.heads import build_rpn_head, build_sampled_rpn, build_stage5_head, stage5_step
 from frcnn.models.layers import (
     AnchorGrid,
@@ -54,7 +54,7 @@ class FasterRCNN(GuardedModel):
         """The sum of the four losses, averaged over the batch; each is tracked as a metric."""
         for mean in self._loss_means:
             mean.update_state(y_pred[mean.name])
-        return spread(sum(keras.ops.mean(y_pred[name]) for name in LOSSES))
+        return nan_gradients_unless_finite(sum(keras.ops.mean(y_pred[name]) for name in LOSSES))
 
 
 def build_detector(config, class_names):

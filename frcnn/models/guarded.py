@@ -23,13 +23,13 @@ class GuardedModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Keras's, () float32; one that is not finite gives gradients that are not finite either."""
-        return spread(super().compute_loss(x, y, y_pred, sample_weight, training))
+        return nan_gradients_unless_finite(super().compute_loss(x, y, y_pred, sample_weight, training))
 
     def train_step(self, *arguments):
         """Keras's, of any backend; see `backend.step_or_nothing`."""
         return backend.step_or_nothing(self, super().train_step, arguments)
 
 
-def spread(loss):
+def nan_gradients_unless_finite(loss):
     """The loss, whose every gradient is NaN where it is not finite itself."""
     return loss * ops.where(ops.isfinite(loss), 1.0, float("nan"))

@@ -7,7 +7,7 @@ import pytest
 from frcnn import backend, optimizer
 from frcnn.models.classifier import build_classifier
 from frcnn.models.detector import build_detector
-from frcnn.models.guarded import spread
+from frcnn.models.guarded import nan_gradients_unless_finite
 from tests.oracles.tensors import array, gradient, tensor
 from tests.oracles.tiny import CLASS_NAMES, tiny_batch, tiny_config
 
@@ -73,6 +73,6 @@ def test_the_gradients_of_a_loss_that_is_not_finite_are_not_either(factor, expec
     """Also those that do not come from what broke it."""
 
     def loss(x):
-        return spread(2.0 * x[0] + keras.ops.stop_gradient(x[1] * factor))
+        return nan_gradients_unless_finite(2.0 * x[0] + keras.ops.stop_gradient(x[1] * factor))
 
     np.testing.assert_array_equal(gradient(loss, np.ones(2)), [expected, 0.0])
