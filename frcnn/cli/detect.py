@@ -9,8 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from frcnn.cli import add_images_argument, add_override_argument, add_run_arguments, find_run
-from frcnn.data.readers.problems import printable
-from frcnn.files import require_room
+from frcnn.files import printable, require_room
 
 EXAMPLE = "frcnn detect -p folder/ --run runs/demo --score 0.5"
 MOST_ERRORS = 20  # are printed
